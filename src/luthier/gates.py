@@ -1,0 +1,103 @@
+"""Gates: measured checks with a threshold. Every id that exists stands in `GATES`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+GateStatus = Literal["pass", "warn", "fail"]
+Comparison = Literal["==", "!=", "<=", "<", ">=", ">"]
+Measured = float | int | str
+
+GATES: Mapping[str, str] = {
+    "tokenizer-parity": "F29: the base's tokenizer gives the same ids as the reference that ships with it",
+    "stop-token-supervised": "F01: every trained reply ends with a supervised stop token",
+    "answer-truncated": "F02: no reply is cut by the length limit",
+    "supervised-tokens": "F03: every row has at least one supervised token",
+    "prompt-is-prefix": "F04: the tokenised prompt is a prefix of the tokenised row",
+    "single-bos": "F05: beginning-of-sequence tokens as often as the template asks",
+    "split-leakage": "F08: no text of one split appears in another",
+    "quarantine-share": "F12: the share of rows that could not be used is within the limit",
+    "adapter-dtype": "F14: trainable weights are fp32",
+    "adapter-moved": "F15: the adapter learned: its B matrices moved, without NaN or inf",
+    "loss-is-real": "F16: every logged loss is finite and not zero",
+    "beats-baseline": "F33: better than the best prompted baseline on the same rows",
+    "merge-parity": "F27: merged logits equal base + adapter",
+    "merge-changed": "F27: merged logits differ from the base's",
+    "gguf-ids": "F29: llama.cpp tokenises as training did",
+    "gguf-answers": "F29: llama.cpp answers as the merged model",
+    "gguf-score": "F29: the task score through llama.cpp is within the limit of the merged model's",
+    "served-is-tuned": "F30: what is served is the tuned model, not the base",
+    "stop-at-serve": "F31: served answers end by a stop token",
+    "vllm-folder": "F32: the folder has what vLLM demands and nothing that it refuses",
+}
+
+
+class Gate(BaseModel):
+    """One measured check, as the manifest keeps it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    status: GateStatus
+    measured: Measured
+    comparison: Comparison
+    threshold: Measured
+    detail: str = ""
+
+
+def check(
+    gate_id: str, measured: Measured, comparison: Comparison, threshold: Measured, detail: str = ""
+) -> Gate:
+    """Compare and record. NaN fails every comparison.
+
+    Raises:
+        KeyError: `gate_id` is not in `GATES` (a bug of ours).
+    """
+    GATES[gate_id]
+    holds = _compare(measured, comparison, threshold)
+    return Gate(
+        id=gate_id,
+        status="pass" if holds else "fail",
+        measured=measured,
+        comparison=comparison,
+        threshold=threshold,
+        detail=detail,
+    )
+
+
+def _compare(measured: Measured, comparison: Comparison, threshold: Measured) -> bool:
+    if isinstance(measured, float) and math.isnan(measured):
+        return False
+    match comparison:
+        case "==":
+            return measured == threshold
+        case "!=":
+            return measured != threshold
+    assert not isinstance(measured, str)
+    assert not isinstance(threshold, str)
+    match comparison:
+        case "<=":
+            return measured <= threshold
+        case "<":
+            return measured < threshold
+        case ">=":
+            return measured >= threshold
+        case ">":
+            return measured > threshold
+
+
+def lowered(gates: Sequence[Gate], policy: Mapping[str, Literal["warn"]]) -> list[Gate]:
+    """The same gates, where a failing one that `policy` names is a warning."""
+    return [
+        gate.model_copy(update={"status": "warn"})
+        if gate.status == "fail" and policy.get(gate.id) == "warn"
+        else gate
+        for gate in gates
+    ]
+
+
+def failures(gates: Sequence[Gate]) -> list[Gate]:
+    """The gates that stop a pipeline."""
+    return [gate for gate in gates if gate.status == "fail"]

@@ -1,0 +1,1 @@
+"""Base models, tokenizers, chat templates and LoRA. The only callers of `from_pretrained`."""

@@ -1,0 +1,64 @@
+"""Weights as safetensors files: what is in them, without loading a model."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INDEX_NAME = "model.safetensors.index.json"
+_TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, in order: those its index names, or all.
+
+    Raises:
+        ModelError: the index names a file that is not there.
+    """
+    index = folder / INDEX_NAME
+    if not index.exists():
+        return sorted(folder.glob("*.safetensors"))
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    missing = sorted(name for name in names if not (folder / name).exists())
+    if missing:
+        raise ModelError(f"{folder}: {INDEX_NAME} names {', '.join(missing)}, which is not there.")
+    return [folder / name for name in sorted(names)]
+
+
+def describe_weights(folder: Path) -> dict[str, Any]:
+    """Architecture, parameters and dtypes, from config.json and the safetensors headers."""
+    from safetensors import SafetensorError, safe_open
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    elements: dict[str, int] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="numpy") as tensors:
+                for name in tensors.keys():  # noqa: SIM118, it is no dict
+                    piece = tensors.get_slice(name)
+                    count = 1
+                    for size in piece.get_shape():
+                        count *= size
+                    dtype = _TORCH_NAMES.get(piece.get_dtype(), piece.get_dtype().lower())
+                    elements[dtype] = elements.get(dtype, 0) + count
+        except SafetensorError as error:
+            raise ModelError(f"{path}: not a whole safetensors file: {error}") from error
+    return {
+        "architecture": (config.get("architectures") or ["unknown"])[0],
+        "parameters": sum(elements.values()),
+        "dtype": max(elements, key=lambda dtype: elements[dtype]),
+        "dtypes": elements,
+    }
+
+
+def shards(folder: Path) -> "Iterator[tuple[Path, dict[str, Tensor]]]":
+    """One weight file after the other, its tensors on the CPU."""
+    from safetensors.torch import load_file
+
+    for path in weight_files(folder):
+        yield path, load_file(path)

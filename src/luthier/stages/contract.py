@@ -1,0 +1,75 @@
+"""What a stage is: a function from a typed config section and verified artifacts to one artifact."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from luthier.config import Section
+from luthier.gates import Gate
+from luthier.store.artifact import Artifact, Workspace
+from luthier.store.manifest import ArtifactKind
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One input of a stage: an artifact of `kind`, made by the first of `stages` that the config has."""
+
+    name: str
+    kind: ArtifactKind
+    stages: tuple[str, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """What a stage reads: the run's name and seed, and its verified input artifacts by slot."""
+
+    name: str
+    seed: int
+    artifacts: Mapping[str, Artifact]
+
+    def __getitem__(self, slot: str) -> Artifact:
+        return self.artifacts[slot]
+
+    def get(self, slot: str) -> Artifact | None:
+        """The artifact of an optional slot."""
+        return self.artifacts.get(slot)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage measured. `facts` go to the manifest as they are (JSON values only)."""
+
+    metrics: Mapping[str, Any]
+    gates: Sequence[Gate]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    timings_seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def _no_files(_section: Any) -> Sequence[Path]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Stage(Generic[SectionT]):
+    """One stage of the pipeline. A module in `luthier.stages` with a `STAGE` of this type adds it.
+
+    `version` is raised whenever the same inputs give another result. `packages` are the
+    distributions whose version is part of the key. `files` lists what the section reads from
+    outside the store; their content is part of the key. `order` is the place in the pipeline.
+    """
+
+    name: str
+    order: int
+    summary: str
+    makes: ArtifactKind
+    version: int
+    section: type[SectionT]
+    run: Callable[[SectionT, StageInputs, Workspace], StageResult]
+    slots: tuple[Slot, ...] = ()
+    uses_seed: bool = False
+    packages: tuple[str, ...] = ()
+    files: Callable[[SectionT], Sequence[Path]] = _no_files

@@ -1,0 +1,151 @@
+"""Stage `merge`: one model out of base and adapter, and the proof that it is the same function."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from luthier.config import Field, Section
+from luthier.data.dataset import load_split
+from luthier.gates import Gate, check
+from luthier.models.loading import DType, Quantization, load_model
+from luthier.models.merging import cast_weights, dequantised_weights, merge
+from luthier.models.parity import max_logit_difference, probe_logits
+from luthier.models.weights import describe_weights
+from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
+from luthier.store.artifact import Workspace
+from luthier.training.loss import mean_loss
+
+if TYPE_CHECKING:
+    import datasets
+
+BaseWeights = Literal["original", "dequantized"]
+MAX_LOGIT_DIFFERENCE = 1e-4
+PROBE_ROWS = 16
+SCORED_ROWS = 128
+
+
+class MergeSection(Section):
+    """Merging the adapter into the base."""
+
+    base_weights: Literal["auto", "original", "dequantized"] = Field(
+        "auto",
+        description="for QLoRA: the base as stored, or as its 4-bit form decodes; auto: the one "
+        "with the lower validation loss",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the merged weights; auto: the base's. Merged in float32, cast once"
+    )
+
+
+def run(section: MergeSection, inputs: StageInputs, workspace: Workspace) -> StageResult:
+    """Merge each candidate, keep the better, compare with base + adapter after a fresh load."""
+    rows = _held_out(inputs["dataset"].path)
+    candidates = _candidates(section, inputs)
+    losses: dict[str, float] = {}
+    reports: dict[str, dict[str, Any]] = {}
+    with workspace.reporter.task("merging", len(candidates) + 1) as task:
+        for candidate in candidates:
+            folder = _candidate_folder(workspace, candidate)
+            reports[candidate] = _merge(inputs, candidate, folder)
+            losses[candidate] = mean_loss(load_model(folder), rows.select(range(min(SCORED_ROWS, len(rows)))))
+            workspace.raise_if_stopped()
+            task.advance(loss=losses[candidate])
+        kept = min(candidates, key=lambda candidate: losses[candidate])
+        for path in _candidate_folder(workspace, kept).iterdir():
+            path.replace(workspace.path / path.name)
+        gates, metrics = _parity(inputs, kept, workspace.path, rows)
+        dtype = inputs["base"].manifest.facts["dtype"] if section.dtype == "auto" else section.dtype
+        if dtype != "float32":
+            metrics["cast_max_abs_logit_difference"] = _cast(workspace.path, dtype, rows)
+        task.advance()
+    return StageResult(
+        metrics={"validation_loss": losses} | metrics,
+        gates=gates,
+        facts={"base_weights": kept, "candidates": reports}
+        | describe_weights(workspace.path)
+        | {"stop_token_ids": inputs["base"].manifest.facts["stop_token_ids"]},
+    )
+
+
+def _held_out(dataset: Path) -> "datasets.Dataset":
+    """Rows that were not trained on, where there are any."""
+    for split in ("validation", "test", "train"):
+        rows = load_split(dataset, split)
+        if rows is not None and len(rows):
+            return rows
+    raise AssertionError("a dataset artifact has rows")
+
+
+def _quantization(inputs: StageInputs) -> Quantization | None:
+    found: Quantization | None = inputs["adapter"].manifest.facts["training"]["quantization"]
+    return found
+
+
+def _candidates(section: MergeSection, inputs: StageInputs) -> Sequence[BaseWeights]:
+    if _quantization(inputs) is None:
+        return ["original"]
+    return ["original", "dequantized"] if section.base_weights == "auto" else [section.base_weights]
+
+
+def _candidate_folder(workspace: Workspace, candidate: BaseWeights) -> Path:
+    return workspace.scratch / f"merged-{candidate}"
+
+
+def _merge(inputs: StageInputs, candidate: BaseWeights, folder: Path) -> dict[str, Any]:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    base = inputs["base"].path
+    replaced = dequantised_weights(base) if candidate == "dequantized" else None
+    return asdict(merge(base, inputs["adapter"].path, folder, replaced))
+
+
+def _parity(
+    inputs: StageInputs, kept: BaseWeights, merged: Path, rows: "datasets.Dataset"
+) -> tuple[list[Gate], dict[str, Any]]:
+    """F27: the merged model's logits against base + adapter, and against the base alone."""
+    probes = rows["input_ids"][:PROBE_ROWS]
+    model = load_model(
+        inputs["base"].path,
+        adapter=inputs["adapter"].path,
+        quantization=_quantization(inputs) if kept == "dequantized" else None,
+    )
+    adapted = probe_logits(model, probes)
+    with model.disable_adapter():  # type: ignore[operator]
+        base = probe_logits(model, probes)
+    del model
+    found = probe_logits(load_model(merged), probes)
+    difference = max_logit_difference(adapted, found)
+    change = max_logit_difference(base, found)
+    detail = f"max abs logit difference over {len(probes)} held-out rows, float32, fresh load"
+    gates = [
+        check("merge-parity", difference, "<=", MAX_LOGIT_DIFFERENCE, detail),
+        check("merge-changed", change, ">", MAX_LOGIT_DIFFERENCE, f"{detail}, against the base"),
+    ]
+    return gates, {"max_abs_logit_difference": difference, "max_abs_logit_change": change}
+
+
+def _cast(folder: Path, dtype: DType, rows: "datasets.Dataset") -> float:
+    """Cast the merged weights; the largest logit change that the cast brings."""
+    probes = rows["input_ids"][:PROBE_ROWS]
+    before = probe_logits(load_model(folder), probes)
+    cast_weights(folder, dtype)
+    return max_logit_difference(before, probe_logits(load_model(folder), probes))
+
+
+STAGE = Stage(
+    name="merge",
+    order=70,
+    summary="merge the adapter into the base",
+    makes="model",
+    version=1,
+    section=MergeSection,
+    run=run,
+    slots=(
+        Slot("base", "base", ("base",)),
+        Slot("dataset", "dataset", ("prepare",)),
+        Slot("adapter", "adapter", ("dpo", "sft")),
+    ),
+    packages=("torch", "transformers", "peft", "bitsandbytes", "safetensors"),
+)
