@@ -1,0 +1,5 @@
+"""Stage `evaluate` as a script: --config CONFIG, and every option of `luthier evaluate`."""
+
+from luthier.cli import run_script
+
+run_script("evaluate")

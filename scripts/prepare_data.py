@@ -1,0 +1,5 @@
+"""Stage `prepare` as a script: --config CONFIG, and every option of `luthier prepare`."""
+
+from luthier.cli import run_script
+
+run_script("prepare")

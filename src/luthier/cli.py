@@ -1,0 +1,304 @@
+"""The `luthier` command: one command a stage, the whole pipeline, and views of the store."""
+
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from luthier import __version__
+from luthier.errors import ConfigError, LuthierError
+
+app = typer.Typer(
+    name="luthier",
+    help="LoRA and QLoRA fine-tuning from one YAML file, where every stage measures what it made.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Config = Annotated[str, typer.Argument(help="the run config, a YAML file", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="section.field=value, as often as needed")
+]
+Inputs = Annotated[
+    list[str] | None, typer.Option("--input", help="slot=version, such as adapter=name/adapter@v2")
+]
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+Until = Annotated[str | None, typer.Option("--until", help="stop after this stage")]
+Reference = Annotated[
+    str, typer.Argument(metavar="REF", help="name/kind@v1, a key's first digits, or a folder")
+]
+
+
+def _pipeline(config: str, overrides: list[str] | None, pins: list[str] | None = None) -> Any:
+    from luthier.interrupts import StopFlag
+    from luthier.pipeline import Pipeline, load_run
+    from luthier.progress import reporter_for_stderr
+    from luthier.store import Store
+
+    loaded = load_run(config, overrides or [])
+    stop = StopFlag()
+    stop.install()
+    return Pipeline(loaded, Store.default(), reporter_for_stderr(), stop, _pins(pins or []))
+
+
+def _pins(texts: Sequence[str]) -> dict[str, str]:
+    pins: dict[str, str] = {}
+    for text in texts:
+        slot, equals, reference = text.partition("=")
+        if not equals or not slot or not reference:
+            raise ConfigError(f"--input {text}: write it as slot=version, such as adapter=name/adapter@v2.")
+        pins[slot] = reference
+    return pins
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def _print_json(value: Any) -> None:
+    _print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@app.command()
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    until: Until = None,
+    inputs: Inputs = None,
+    as_json: Json = False,
+) -> None:
+    """Run every stage of CONFIG, reusing what is there; end with a table and an HTML page."""
+    from luthier.report import closing_table, summarise, write_report
+
+    pipeline = _pipeline(config, overrides, inputs)
+    try:
+        done = pipeline.run(until)
+    except LuthierError:
+        # A failed gate leaves something to look at.
+        made = pipeline.artifacts()
+        if made:
+            pipeline.reporter.say(f"report so far: {write_report(pipeline.config, made, pipeline.store)}")
+        raise
+    summary = summarise(pipeline.config, {step.stage: step.artifact for step in done})
+    page = write_report(pipeline.config, {step.stage: step.artifact for step in done}, pipeline.store)
+    if as_json:
+        _print_json({"stages": [_step(step) for step in done], "summary": summary.as_json(), "report": str(page)})
+        return
+    closing_table(summary, page)
+
+
+def _step(step: Any) -> dict[str, Any]:
+    return {
+        "stage": step.stage,
+        "state": step.state,
+        "ref": step.ref,
+        "digest": step.artifact.digest,
+        "path": str(step.artifact.path),
+        "seconds": round(step.seconds, 3),
+        "gates": [gate.model_dump() for gate in step.artifact.manifest.gates],
+    }
+
+
+@app.command()
+def plan(config: Config, overrides: Overrides = None, until: Until = None, as_json: Json = False) -> None:
+    """Show which stage would be reused, resumed or run, and why."""
+    from luthier.report import plan_table
+
+    steps = _pipeline(config, overrides).plan(until)
+    if as_json:
+        _print_json(
+            [
+                {
+                    "stage": step.stage,
+                    "state": step.state,
+                    "reasons": step.reasons,
+                    "ref": step.artifact.ref if step.artifact else None,
+                }
+                for step in steps
+            ]
+        )
+        return
+    plan_table(steps)
+
+
+@app.command()
+def report(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Write the HTML page of what CONFIG has made so far."""
+    from luthier.errors import StoreError
+    from luthier.report import write_report
+
+    pipeline = _pipeline(config, overrides)
+    made = pipeline.artifacts()
+    if not made:
+        raise StoreError(f"{config} has made nothing yet. Run: luthier run {config}")
+    page = write_report(pipeline.config, made, pipeline.store)
+    if as_json:
+        _print_json({"report": str(page)})
+    else:
+        _print(str(page))
+
+
+@app.command("ls")
+def list_artifacts(as_json: Json = False) -> None:
+    """List the versions in the store, newest first."""
+    from luthier.report import artifact_rows, artifact_table
+    from luthier.store import Store
+
+    contents = Store.default().contents()
+    for problem in contents.problems:
+        sys.stderr.write(f"warning: {problem}\n")
+    if as_json:
+        _print_json(artifact_rows(contents))
+        return
+    artifact_table(contents)
+
+
+@app.command()
+def show(reference: Reference, as_json: Json = False) -> None:
+    """Show one artifact: what it holds, what it was made from, what was measured."""
+    from luthier.report import show_artifact
+    from luthier.store import Store
+
+    artifact = Store.default().resolve(reference)
+    if as_json:
+        _print_json(artifact.manifest.model_dump(mode="json") | {"path": str(artifact.path)})
+        return
+    show_artifact(artifact)
+
+
+@app.command()
+def lineage(reference: Reference, as_json: Json = False) -> None:
+    """Show what an artifact was made from, back to the files it began with."""
+    from luthier.report import lineage_json, lineage_tree
+    from luthier.store import Store
+
+    store = Store.default()
+    traced = store.lineage(store.resolve(reference))
+    if as_json:
+        _print_json(lineage_json(traced))
+        return
+    lineage_tree(traced)
+
+
+@app.command()
+def verify(
+    reference: Annotated[str | None, typer.Argument(metavar="[REF]", help="one artifact")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="every artifact in the store")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read every byte of an artifact, or of all, and compare with its manifest."""
+    from luthier.errors import StoreError
+    from luthier.store import Store
+
+    store = Store.default()
+    if (reference is None) != everything:
+        raise ConfigError("Say which artifact, or --all.")
+    problems: list[str] = []
+    artifacts = [store.resolve(reference)] if reference else []
+    if everything:
+        contents = store.contents()
+        artifacts, problems = contents.artifacts, list(contents.problems)
+    for artifact in artifacts:
+        try:
+            store.verify(artifact)
+        except StoreError as error:
+            problems.append(str(error))
+    if problems:
+        raise StoreError("\n".join(problems))
+    if as_json:
+        _print_json({"verified": [artifact.ref for artifact in artifacts]})
+    else:
+        _print(f"{len(artifacts)} artifact{'' if len(artifacts) == 1 else 's'} verified, every byte.")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of run configs, for editors."""
+    from luthier.config import json_schema
+    from luthier.stages import discover
+
+    _print_json(json_schema({name: stage.section for name, stage in discover().items()}))
+
+
+def _add_stage_commands() -> None:
+    from luthier.stages import discover
+
+    for stage in discover().values():
+        app.command(stage.name, help=f"Run one stage: {stage.summary}.")(_stage_command(stage.name))
+
+
+def _stage_command(name: str) -> Any:
+    def command(
+        config: Config, overrides: Overrides = None, inputs: Inputs = None, as_json: Json = False
+    ) -> None:
+        done = _pipeline(config, overrides, inputs).run_stage(name)
+        if as_json:
+            _print_json(_step(done))
+        else:
+            _print(f"{done.ref}  {done.artifact.path}")
+
+    return command
+
+
+def _version(value: bool) -> None:
+    if value:
+        _print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version_asked: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
+
+
+def call(arguments: Sequence[str]) -> int:
+    """Run one command line; the exit code. Users' errors are one message, never a traceback."""
+    _add_stage_commands()
+    try:
+        app(args=list(arguments), prog_name="luthier", standalone_mode=False)
+    except LuthierError as error:
+        return _fail(arguments, str(error), error.exit_code)
+    except typer.Exit as leaving:
+        return leaving.exit_code
+    except typer.Abort:
+        return 4
+    except Exception as error:  # noqa: BLE001, the last resort says that it is a bug
+        if hasattr(error, "format_message"):  # click's usage errors
+            return _fail(arguments, f"{error.format_message()} See: luthier --help", 2)
+        traceback.print_exc()
+        return _fail(arguments, f"This is a bug of luthier: {type(error).__name__}: {error}", 1)
+    return 0
+
+
+def _fail(arguments: Sequence[str], message: str, exit_code: int) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    if "--json" in arguments:
+        _print_json({"error": message, "exit_code": exit_code})
+    return exit_code
+
+
+def run_script(command: str) -> None:
+    """A script of `scripts/`: the command of that name, with the config given as --config."""
+    arguments = sys.argv[1:]
+    for position, argument in enumerate(arguments):
+        if argument == "--config":
+            del arguments[position]
+            break
+        if argument.startswith("--config="):
+            arguments[position] = argument.removeprefix("--config=")
+            break
+    sys.exit(call([command, *arguments]))
+
+
+def main() -> None:
+    """The `luthier` command."""
+    sys.exit(call(sys.argv[1:]))
