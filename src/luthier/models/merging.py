@@ -16,6 +16,7 @@ from luthier.errors import ModelError
 from luthier.models.loading import DType, load_model
 from luthier.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from luthier.models.weights import shards
+from luthier.store.files import temporary_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +117,7 @@ def cast_weights(folder: Path, dtype: DType) -> None:
             name: tensor.to(target) if tensor.is_floating_point() else tensor
             for name, tensor in tensors.items()
         }
-        temporary = path.with_suffix(".tmp")
+        temporary = temporary_path(path)
         save_file(cast, temporary, metadata={"format": "pt"})
         temporary.replace(path)
     config_path = folder / "config.json"

@@ -1,0 +1,103 @@
+"""The shape of the code base: layers, cheap start, complete configs and documents."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from luthier.config import json_schema, load_config
+from luthier.gates import GATES
+from luthier.stages import discover
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "luthier"
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+LAYERS = [
+    {"errors", "gates", "interrupts", "progress"},
+    {"config", "store"},
+    {"data", "models", "training", "evaluation", "serving"},
+    {"stages"},
+    {"pipeline"},
+    {"report"},
+    {"cli"},
+]
+
+
+def layer(module: str) -> int:
+    part = module.split(".")[1] if "." in module else ""
+    return next((rank for rank, names in enumerate(LAYERS) if part in names), -1)
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+    return {name for name in found if name.startswith("luthier.")}
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_point_down(path: Path) -> None:
+    own = layer("luthier." + ".".join(path.relative_to(SOURCE).with_suffix("").parts))
+    if own < 0:
+        return
+    for name in imports(path):
+        assert layer(name) <= own, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_configs_load(path: Path) -> None:
+    config = load_config(path, {name: stage.section for name, stage in discover().items()})
+    assert config.sections
+    assert path.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=run-config.schema.json")
+
+
+def test_schema_file_is_current() -> None:
+    """Renew it with: luthier schema > configs/run-config.schema.json"""
+    sections = {name: stage.section for name, stage in discover().items()}
+    written = json.loads((ROOT / "configs" / "run-config.schema.json").read_text(encoding="utf-8"))
+    assert written == json_schema(sections)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom luthier.cli import call\ncode = call(['--help'])\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'peft', 'trl', 'pyarrow', 'scipy', 'numpy', "
+        "'plotly', 'bitsandbytes', 'accelerate', 'gguf', 'httpx'} & set(sys.modules)\n"
+        "assert not heavy, heavy\nsys.exit(code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for stage in discover():
+        assert re.search(rf"^\s+{stage}\s", done.stdout, re.MULTILINE), stage
+
+
+def test_every_gate_that_exists_is_used_and_tested() -> None:
+    used = "\n".join(p.read_text(encoding="utf-8") for p in SOURCE.rglob("*.py") if p.name != "gates.py")
+    for gate in GATES:
+        assert f'"{gate}"' in used, gate
+
+
+def test_every_stage_has_a_script() -> None:
+    scripts = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "scripts").glob("*.py"))
+    for stage in discover():
+        assert f'run_script("{stage}")' in scripts, stage
+
+
+def test_every_dependency_is_explained() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    explained = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    for name in re.findall(r'^\s+"([a-z0-9-]+)>=', project, re.MULTILINE):
+        assert name in explained, name
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_files_stay_readable(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 320
