@@ -194,7 +194,8 @@ class Pipeline:
         identity = Identity(
             stage=stage.name,
             stage_version=stage.version,
-            fields=section.key_fields(),
+            fields=section.key_fields()
+            | ({"name of the run": self.config.name} if stage.uses_name else {}),
             inputs={slot: artifact.digest for slot, artifact in inputs.items()},
             files=hash_files(stage.files(section)),
             seed=self.config.seed if stage.uses_seed else None,

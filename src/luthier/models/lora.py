@@ -86,7 +86,8 @@ def moved_share(before: "dict[str, Tensor]", after: "dict[str, Tensor]") -> floa
 def save_adapter(model: "PreTrainedModel", folder: Path, base_name: str) -> None:
     """Write PEFT's two files, the same bytes for the same adapter: lists sorted, the base by name
     and not by this machine's path, no generated model card."""
-    model.save_pretrained(str(folder), safe_serialization=True)
+    # "auto" would ask a hub about the base's name; linear modules alone are adapted.
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base_name

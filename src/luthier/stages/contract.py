@@ -58,8 +58,9 @@ class Stage(Generic[SectionT]):
     """One stage of the pipeline. A module in `luthier.stages` with a `STAGE` of this type adds it.
 
     `version` is raised whenever the same inputs give another result. `packages` are the
-    distributions whose version is part of the key. `files` lists what the section reads from
-    outside the store; their content is part of the key. `order` is the place in the pipeline.
+    distributions whose version is part of the key; so are the seed and the run's name for a stage
+    that uses them. `files` lists what the section reads from outside the store; their content is
+    part of the key. `order` is the place in the pipeline.
     """
 
     name: str
@@ -71,5 +72,6 @@ class Stage(Generic[SectionT]):
     run: Callable[[SectionT, StageInputs, Workspace], StageResult]
     slots: tuple[Slot, ...] = ()
     uses_seed: bool = False
+    uses_name: bool = False
     packages: tuple[str, ...] = ()
     files: Callable[[SectionT], Sequence[Path]] = _no_files

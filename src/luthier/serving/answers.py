@@ -1,0 +1,196 @@
+"""Greedy answers to probes, by transformers and by llama.cpp, in one form that can be compared."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.errors import ServingError
+from luthier.models.loading import load_model
+from luthier.serving.llama_server import Completion, LlamaServer
+from luthier.store.artifact import Workspace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MARGIN_TOKENS = 8  # beyond the longest trained reply: a model that rambles must be seen to ramble
+_BATCH_ROWS = 16
+_PROBE_SPLITS = ("test", "validation", "train")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A reply without the token that ended it; `stopped` says that one of the stop ids did."""
+
+    token_ids: tuple[int, ...]
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A held-out row: the question as messages and as training's ids, and the reply expected."""
+
+    messages: tuple[dict[str, str], ...]
+    prompt_ids: tuple[int, ...]
+    expected: str
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """Probes of one dataset, and the facts of it that serving needs.
+
+    `from_messages` is False where the task has no chat template. `max_new_tokens` is the longest
+    trained reply plus a margin. `texts` are messages as users write them, for tokenizer parity.
+    """
+
+    probes: tuple[Probe, ...]
+    texts: tuple[str, ...]
+    stop_token_ids: tuple[int, ...]
+    system_prompt: str | None
+    from_messages: bool
+    max_new_tokens: int
+
+    @property
+    def context_tokens(self) -> int:
+        """The room that the longest probe and its answer take."""
+        return max(len(probe.prompt_ids) for probe in self.probes) + self.max_new_tokens
+
+
+def read_probes(dataset_folder: Path, count: int, text_count: int) -> ProbeSet:
+    """`count` rows spread over the test split (validation or training where there is none).
+
+    Raises:
+        ServingError: the dataset has no rows.
+    """
+    import pyarrow.parquet as parquet
+
+    info = json.loads((dataset_folder / "dataset.json").read_text("utf-8"))
+    paths = [dataset_folder / f"{split}.parquet" for split in _PROBE_SPLITS]
+    paths = [path for path in paths if path.exists()]
+    if not paths:
+        raise ServingError(f"{dataset_folder}: no rows to probe the exported model with.")
+    columns = ["messages", "input_ids", "prompt_length"]
+    tables = [parquet.read_table(path, columns=columns) for path in paths]
+    reply_lengths = [
+        len(ids) - prompt_length
+        for table in tables
+        for ids, prompt_length in zip(
+            table["input_ids"].to_pylist(), table["prompt_length"].to_pylist(), strict=True
+        )
+    ]
+    rows = tables[0].take(_spread(tables[0].num_rows, count)).to_pylist()
+    text_rows = tables[-1].take(_spread(tables[-1].num_rows, text_count)).to_pylist()
+    return ProbeSet(
+        probes=tuple(_probe(row) for row in rows),
+        texts=tuple(message["content"] for row in text_rows for message in row["messages"][-2:]),
+        stop_token_ids=tuple(info["stop_token_ids"]),
+        system_prompt=info["system_prompt"] or None,
+        from_messages=info["task"] != "completion",
+        max_new_tokens=max(reply_lengths) + MARGIN_TOKENS,
+    )
+
+
+def _spread(rows: int, count: int) -> list[int]:
+    """`count` row numbers at even distances, all of them where there are fewer."""
+    count = min(rows, count)
+    return [index * rows // count for index in range(count)]
+
+
+def _probe(row: dict[str, Any]) -> Probe:
+    *prompt, reply = row["messages"]
+    return Probe(
+        messages=tuple({"role": item["role"], "content": item["content"]} for item in prompt),
+        prompt_ids=tuple(row["input_ids"][: row["prompt_length"]]),
+        expected=reply["content"],
+    )
+
+
+def transformers_answers(
+    model_folder: Path, probes: ProbeSet, workspace: Workspace, label: str
+) -> list[Answer]:
+    """The greedy answers of a model folder, computed in float32."""
+    model = load_model(model_folder, dtype="float32")
+    prompts = [probe.prompt_ids for probe in probes.probes]
+    order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
+    answers: dict[int, Answer] = {}
+    with workspace.reporter.task(label, len(prompts), "answers") as task:
+        for start in range(0, len(order), _BATCH_ROWS):
+            workspace.raise_if_stopped()
+            rows = order[start : start + _BATCH_ROWS]
+            replies = _generate(model, [prompts[row] for row in rows], probes)
+            answers.update(zip(rows, replies, strict=True))
+            task.advance(len(rows))
+    return [answers[row] for row in range(len(prompts))]
+
+
+def _generate(
+    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], probes: ProbeSet
+) -> Iterator[Answer]:
+    # B rows, T tokens of the longest prompt
+    import torch
+    from transformers import GenerationConfig
+
+    stop_ids = list(probes.stop_token_ids)
+    pad_id = stop_ids[0]  # masked wherever it pads
+    longest = max(map(len, prompts))
+    ids_BT = torch.full((len(prompts), longest), pad_id)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, prompt in enumerate(prompts):
+        ids_BT[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask_BT[row, longest - len(prompt) :] = 1
+    # Nothing of the folder's own generation_config (a repetition penalty, say) may come in.
+    model.generation_config = GenerationConfig()
+    greedy = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=probes.max_new_tokens,
+        eos_token_id=stop_ids,
+        pad_token_id=pad_id,
+    )
+    with torch.inference_mode():
+        output_BT = model.generate(
+            ids_BT.to(model.device),
+            attention_mask=mask_BT.to(model.device),
+            generation_config=greedy,
+        )
+    return (until_stop(row[longest:].tolist(), probes.stop_token_ids) for row in output_BT)
+
+
+def until_stop(token_ids: Sequence[int], stop_token_ids: Sequence[int]) -> Answer:
+    """The reply up to the first stop id."""
+    end = next((i for i, token in enumerate(token_ids) if token in stop_token_ids), None)
+    return Answer(tuple(token_ids[:end]), stopped=end is not None)
+
+
+@dataclass(frozen=True)
+class ServedAnswers:
+    """llama.cpp's answers to the probes: given their ids, and given their messages.
+
+    `by_messages` is None where the task has no chat template. `miscounted` counts the chats whose
+    prompt was not as long for the server as in training: another template, or a doubled BOS.
+    """
+
+    by_ids: list[Answer]
+    by_messages: list[Answer] | None
+    miscounted: int
+
+
+def served_answers(server: LlamaServer, probes: ProbeSet, workspace: Workspace) -> ServedAnswers:
+    """Ask a running server every probe, greedily."""
+
+    def answer(reply: Completion) -> Answer:
+        return until_stop(reply.token_ids, probes.stop_token_ids)
+
+    by_ids: list[Answer] = []
+    by_messages: list[Answer] = []
+    miscounted = 0
+    with workspace.reporter.task("Asking llama.cpp", len(probes.probes), "probes") as task:
+        for probe in probes.probes:
+            workspace.raise_if_stopped()
+            by_ids.append(answer(server.complete(probe.prompt_ids, probes.max_new_tokens)))
+            if probes.from_messages:
+                chat = server.chat(probe.messages, probes.max_new_tokens)
+                by_messages.append(answer(chat))
+                miscounted += chat.prompt_tokens != len(probe.prompt_ids)
+            task.advance()
+    return ServedAnswers(by_ids, by_messages if probes.from_messages else None, miscounted)

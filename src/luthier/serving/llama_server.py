@@ -1,0 +1,298 @@
+"""llama.cpp's HTTP server in a child process, and the client for it.
+
+`LlamaServer` starts `python -m luthier.serving.llama_server`, which runs `xllamacpp.Server`: a
+crash in native code, or its log, never reaches the parent. The child ends when its standard input
+closes, so it cannot outlive the parent, even one killed with SIGKILL.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from luthier.errors import ServingError
+
+if TYPE_CHECKING:
+    import httpx
+
+START_TIMEOUT_SECONDS = 300.0
+REQUEST_TIMEOUT_SECONDS = 600.0
+_POLL_SECONDS = 0.05
+_LOG_TAIL_CHARACTERS = 1500
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A served reply: its token ids, the one that ended it included, and its text without that.
+
+    `stopped` is False when the token limit cut the reply. `prompt_tokens` counts what the server
+    read, so that a doubled BOS shows. Log-probabilities are natural logarithms, one a token.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    stopped: bool
+    prompt_tokens: int
+    token_log_probabilities: tuple[float, ...]
+
+
+class LlamaServer:
+    """A context manager: llama.cpp serving one GGUF file on 127.0.0.1, greedy decoding.
+
+    Every reply depends on its prompt alone: one slot, no prompt cache, so nothing of an earlier
+    request changes the batches in which a later one is computed.
+
+    Args:
+        gguf_path: the model.
+        context_tokens: prompt and reply together, at most.
+        threads: of the computation, without influence on replies; None takes $OMP_NUM_THREADS,
+            else the cores this process may use. More than are idle is slow: on two busy cores a
+            reply took 1.1 s with two threads and 0.3 s with one (SmolLM2, 2026-11).
+
+    Raises:
+        ServingError: `xllamacpp` is missing, the file cannot be served, or it does not start in
+            time; on any method, when the server refuses a request or is gone.
+    """
+
+    def __init__(
+        self, gguf_path: Path, *, context_tokens: int = 2048, threads: int | None = None
+    ) -> None:
+        self.gguf_path = gguf_path
+        self._context_tokens = context_tokens
+        self._threads = threads or _default_threads()
+        self._client: httpx.Client | None = None
+
+    def __enter__(self) -> "LlamaServer":
+        import httpx
+
+        _check_installed()
+        self._folder = tempfile.TemporaryDirectory(prefix="luthier-llama-")
+        self._address_path = Path(self._folder.name) / "address"
+        self._log_path = Path(self._folder.name) / "log"
+        try:
+            self._process = self._start()
+            address = self._wait_for_address()
+            # The proxy of the environment is not for an address on this machine.
+            self._client = httpx.Client(
+                base_url=address, timeout=REQUEST_TIMEOUT_SECONDS, trust_env=False
+            )
+            self._wait_until_healthy()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the server and remove its log; may be called again."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+        process = getattr(self, "_process", None)
+        if process is not None:
+            process.kill()
+            process.wait()
+            process.stdin.close()
+        self._folder.cleanup()
+
+    @property
+    def process_id(self) -> int:
+        """Of the server process."""
+        return self._process.pid
+
+    def tokenize(self, texts: Sequence[str], *, parse_special: bool = True) -> list[list[int]]:
+        """Token ids of each text, nothing added.
+
+        `parse_special=False` takes the spelling of a special token for plain text.
+        """
+        replies = (
+            self._post(
+                "/tokenize",
+                {"content": text, "add_special": False, "parse_special": parse_special},
+            )
+            for text in texts
+        )
+        return [reply["tokens"] for reply in replies]
+
+    def apply_template(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt for `messages` as the server's own template engine writes it."""
+        reply = self._post(
+            "/apply-template", {"messages": [dict(message) for message in messages]}
+        )
+        return str(reply["prompt"])
+
+    def complete(self, prompt_ids: Sequence[int], max_new_tokens: int) -> Completion:
+        """Go on after token ids, as they are."""
+        request = {"prompt": list(prompt_ids), "n_predict": max_new_tokens, "return_tokens": True}
+        reply = self._post("/completion", {**request, **_GREEDY, "n_probs": 1})
+        return Completion(
+            text=reply["content"],
+            token_ids=tuple(reply["tokens"]),
+            stopped=reply["stop_type"] != "limit",
+            prompt_tokens=reply["tokens_evaluated"],
+            token_log_probabilities=tuple(
+                step["logprob"] for step in reply.get("completion_probabilities", [])
+            ),
+        )
+
+    def chat(self, messages: Sequence[Mapping[str, str]], max_new_tokens: int) -> Completion:
+        """Answer messages as a client of the OpenAI API gets it: the server renders the prompt."""
+        request = {
+            "messages": [dict(message) for message in messages],
+            "max_tokens": max_new_tokens,
+            "logprobs": True,
+            "top_logprobs": 1,
+        }
+        reply = self._post("/v1/chat/completions", {**request, **_GREEDY})
+        choice = reply["choices"][0]
+        steps = (choice.get("logprobs") or {}).get("content") or []
+        return Completion(
+            text=choice["message"]["content"] or "",
+            token_ids=tuple(step["id"] for step in steps),
+            stopped=choice["finish_reason"] != "length",
+            prompt_tokens=reply["usage"]["prompt_tokens"],
+            token_log_probabilities=tuple(step["logprob"] for step in steps),
+        )
+
+    def properties(self) -> Mapping[str, Any]:
+        """What the server says of the model: template, EOS, default sampling (`/props`)."""
+        properties: Mapping[str, Any] = self._reply("GET", "/props", None)
+        return properties
+
+    def _post(self, route: str, body: Mapping[str, Any]) -> Any:
+        return self._reply("POST", route, body)
+
+    def _reply(self, method: str, route: str, body: Mapping[str, Any] | None) -> Any:
+        import httpx
+
+        assert self._client is not None
+        try:
+            response = self._client.request(method, route, json=body)
+        except httpx.HTTPError as error:
+            raise ServingError(self._failure(f"no answer to {route} ({error!r})")) from error
+        if response.status_code != httpx.codes.OK:
+            raise ServingError(
+                f"{self.gguf_path}: llama.cpp refused {route}: "
+                f"{response.status_code} {response.text[:300]}"
+            )
+        return response.json()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "luthier.serving.llama_server", str(self.gguf_path)]
+        command += ["--address-path", str(self._address_path)]
+        command += ["--context-tokens", str(self._context_tokens), "--threads", str(self._threads)]
+        with self._log_path.open("wb") as log:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is ours to handle
+            )
+
+    def _wait_for_address(self) -> str:
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while not self._address_path.exists():
+            if self._process.poll() is not None:
+                raise ServingError(self._failure("llama.cpp cannot serve this file"))
+            if time.monotonic() > deadline:
+                raise ServingError(
+                    self._failure(f"not served within {START_TIMEOUT_SECONDS:.0f} s")
+                )
+            time.sleep(_POLL_SECONDS)
+        return self._address_path.read_text("utf-8")
+
+    def _wait_until_healthy(self) -> None:
+        import httpx
+
+        assert self._client is not None
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while self._client.get("/health").status_code != httpx.codes.OK:
+            if time.monotonic() > deadline:
+                raise ServingError(self._failure("not healthy in time"))
+            time.sleep(_POLL_SECONDS)
+
+    def _failure(self, what: str) -> str:
+        log = self._log_path.read_text("utf-8", errors="replace").strip()
+        ending = f" Its last lines:\n{log[-_LOG_TAIL_CHARACTERS:]}" if log else ""
+        status = self._process.poll()
+        exited = f" (exit status {status})" if status is not None else ""
+        return f"{self.gguf_path}: {what}{exited}.{ending}"
+
+
+# top_k 1 besides the temperature: greedy whatever default the file's own metadata sets.
+_GREEDY: Mapping[str, Any] = {
+    "temperature": 0.0,
+    "top_k": 1,
+    "repeat_penalty": 1.0,
+    "cache_prompt": False,
+}
+
+
+def _default_threads() -> int:
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(wanted) if wanted.isdecimal() else len(os.sched_getaffinity(0))
+
+
+def _check_installed() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise ServingError(
+            "xllamacpp (llama.cpp for Python) is not installed. Install it with\n"
+            "  python -m pip install xllamacpp"
+        )
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    """The child: load, say where, wait until the parent lets go of standard input."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(arguments.gguf_path)
+    params.hostnames = ["127.0.0.1"]
+    params.port = 0
+    params.n_ctx = arguments.context_tokens
+    params.n_parallel = 1
+    params.n_gpu_layers = 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = arguments.threads
+    params.warmup = params.fit_params = params.ui = params.endpoint_slots = False
+    params.cache_ram_mib = 0
+    params.verbosity = 1  # errors
+    params.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
+    try:
+        server = xllamacpp.Server(params)
+    except RuntimeError as error:
+        sys.exit(f"xllamacpp: {error}")
+    partial = arguments.address_path.with_suffix(".part")
+    partial.write_text(server.listening_address, encoding="utf-8")
+    partial.replace(arguments.address_path)
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Serve a GGUF until standard input closes.")
+    parser.add_argument("gguf_path", type=Path)
+    parser.add_argument("--address-path", type=Path, required=True)
+    parser.add_argument("--context-tokens", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    _serve(_arguments())

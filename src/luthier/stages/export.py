@@ -1,0 +1,271 @@
+"""Stage `export`: the merged model as servers want it, and proof that it is what they serve."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from luthier.config import Field, Section
+from luthier.gates import Gate
+from luthier.models.loading import load_tokenizer
+from luthier.serving.answers import (
+    Answer,
+    ProbeSet,
+    read_probes,
+    served_answers,
+    transformers_answers,
+)
+from luthier.serving.bundle import BundleFacts, Exported, write_documents
+from luthier.serving.converter import GGUFType, convert
+from luthier.serving.llama_server import LlamaServer
+from luthier.serving.ollama import modelfile
+from luthier.serving.parity import (
+    AnswerLimits,
+    answer_gates,
+    compare_prompts,
+    compare_texts,
+    ids_gate,
+    measure_answers,
+    parity_texts,
+)
+from luthier.serving.vllm import folder_gate, write_folder
+from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
+from luthier.store.artifact import Workspace
+from luthier.store.files import write_atomically
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PARITY_TEXTS = 100  # rows whose texts stand beside the nasty corpus
+
+
+class ExportSection(Section):
+    """What to export, and how far serving may differ from the merged model."""
+
+    targets: list[Literal["vllm", "ollama"]] = Field(
+        ["vllm", "ollama"], min_length=1, description="servers to export for"
+    )
+    gguf_quantization: list[GGUFType] = Field(
+        ["q8_0"], min_length=1, description="GGUF types; the first is the Modelfile's"
+    )
+    context_length_tokens: int = Field(
+        4096,
+        ge=128,
+        description="context that servers are told to keep, tokens; at most what the model has",
+    )
+    probe_rows: int = Field(100, ge=1, description="held-out rows answered through the server")
+    min_greedy_agreement: float = Field(
+        0.98, ge=0, le=1, description="least share of probes with the merged model's whole answer"
+    )
+    max_score_drop: float = Field(
+        0.02, ge=0, le=1, description="greatest loss of accuracy by serving, 0 to 1"
+    )
+
+
+@dataclass
+class _Export:
+    """One run of the stage: what is known before anything is converted."""
+
+    section: ExportSection
+    inputs: StageInputs
+    workspace: Workspace
+    tokenizer: "PreTrainedTokenizerBase"
+    probes: ProbeSet
+    context_tokens: int
+    timings_seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def stop_tokens(self) -> list[str]:
+        return [str(self.tokenizer.convert_ids_to_tokens(i)) for i in self.probes.stop_token_ids]
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.timings_seconds[part] = time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class _Answers:
+    base: list[Answer]
+    merged: list[Answer]
+
+
+def run(section: ExportSection, inputs: StageInputs, workspace: Workspace) -> StageResult:
+    """Write the folders, convert, answer probes through llama.cpp, measure, document."""
+    export = _begin(section, inputs, workspace)
+    has_vllm, has_ollama = "vllm" in section.targets, "ollama" in section.targets
+    # The converter takes the folder's name into the GGUF: it is `vllm` wherever it stands.
+    folder = (workspace.path if has_vllm else workspace.scratch) / "vllm"
+    _write_model_folder(export, folder)
+    gates: list[Gate] = []
+    if has_vllm:
+        gates.append(folder_gate(folder, inputs["base"].path))
+    exported = _export_ggufs(export, folder, gates) if has_ollama else []
+    _document(export, has_vllm, exported)
+    return StageResult(
+        metrics={one.quantization: _metrics(one) for one in exported},
+        gates=gates,
+        facts=_facts(export, exported),
+        timings_seconds=export.timings_seconds,
+    )
+
+
+def _begin(section: ExportSection, inputs: StageInputs, workspace: Workspace) -> _Export:
+    tokenizer = load_tokenizer(inputs["base"].path)
+    config = json.loads((inputs["model"].path / "config.json").read_text("utf-8"))
+    available = config.get("max_position_embeddings") or section.context_length_tokens
+    return _Export(
+        section=section,
+        inputs=inputs,
+        workspace=workspace,
+        tokenizer=tokenizer,
+        probes=read_probes(inputs["dataset"].path, section.probe_rows, PARITY_TEXTS),
+        context_tokens=min(section.context_length_tokens, available),
+    )
+
+
+def _write_model_folder(export: _Export, folder: Path) -> None:
+    with export.timed("vllm_folder"):
+        write_folder(
+            folder,
+            model=export.inputs["model"].path,
+            base=export.inputs["base"].path,
+            name=export.inputs.name,
+            stop_token_ids=export.probes.stop_token_ids,
+            context_tokens=export.context_tokens,
+        )
+
+
+def _export_ggufs(export: _Export, folder: Path, gates: list[Gate]) -> list[Exported]:
+    """Convert to every type asked for, and measure each; the gates found are added to `gates`."""
+    (export.workspace.path / "ollama").mkdir(exist_ok=True)
+    types = list(dict.fromkeys(export.section.gguf_quantization))
+    for quantization in types:
+        _convert(export, folder, quantization, is_first=quantization == types[0])
+    with export.timed("transformers_answers"):
+        answers = _Answers(
+            base=_transformers_answers(export, "base"),
+            merged=_transformers_answers(export, "model"),
+        )
+    exported = []
+    for quantization in types:
+        with export.timed(f"llama_cpp_{quantization}"):
+            one, found = _measure(export, quantization, answers, is_first=quantization == types[0])
+        exported.append(one)
+        gates.extend(found)
+    return exported
+
+
+def _transformers_answers(export: _Export, slot: str) -> list[Answer]:
+    label = f"Answers of the {'merged model' if slot == 'model' else 'base'}"
+    return transformers_answers(export.inputs[slot].path, export.probes, export.workspace, label)
+
+
+def _gguf_name(quantization: GGUFType) -> str:
+    return f"model-{quantization}.gguf"
+
+
+def _modelfile_name(quantization: GGUFType, is_first: bool) -> str:
+    return "Modelfile" if is_first else f"Modelfile-{quantization}"
+
+
+def _convert(export: _Export, folder: Path, quantization: GGUFType, *, is_first: bool) -> None:
+    target = export.workspace.path / "ollama"
+    # Before minutes of converting: a system prompt that no Modelfile can hold fails here.
+    text = modelfile(
+        _gguf_name(quantization),
+        stop_tokens=export.stop_tokens,
+        context_tokens=export.context_tokens,
+        system_prompt=export.probes.system_prompt,
+    )
+    with export.timed(f"convert_{quantization}"):
+        convert(
+            folder,
+            target / _gguf_name(quantization),
+            quantization=quantization,
+            name=export.inputs.name,
+            workspace=export.workspace,
+        )
+    write_atomically(target / _modelfile_name(quantization, is_first), text)
+
+
+def _measure(
+    export: _Export, quantization: GGUFType, answers: _Answers, *, is_first: bool
+) -> tuple[Exported, list[Gate]]:
+    """Serve one GGUF with llama.cpp and compare it with training and with the merged model."""
+    probes, what = export.probes, f"{quantization}: "
+    gguf_path = export.workspace.path / "ollama" / _gguf_name(quantization)
+    with LlamaServer(gguf_path, context_tokens=probes.context_tokens) as server:
+        texts = parity_texts(export.tokenizer, probes.texts)
+        ids = compare_texts(export.tokenizer, server, texts) + compare_prompts(server, probes)
+        served = served_answers(server, probes, export.workspace)
+    parity = measure_answers(export.tokenizer, probes, answers.base, answers.merged, served)
+    limits = AnswerLimits(export.section.min_greedy_agreement, export.section.max_score_drop)
+    exported = Exported(
+        quantization=quantization,
+        file_name=gguf_path.name,
+        modelfile_name=_modelfile_name(quantization, is_first),
+        ids_compared=len(ids),
+        id_mismatches=sum(not comparison.holds for comparison in ids),
+        answers=parity,
+    )
+    return exported, [ids_gate("gguf-ids", ids, what), *answer_gates(parity, limits, what)]
+
+
+def _document(export: _Export, has_vllm: bool, exported: list[Exported]) -> None:
+    bundle = export.workspace.path
+    folders = [name for name in ("vllm", "ollama") if (bundle / name).exists()]
+    files = [path.relative_to(bundle) for name in folders for path in (bundle / name).iterdir()]
+    facts = BundleFacts(
+        name=export.inputs.name,
+        has_vllm=has_vllm,
+        exported=exported,
+        stop_tokens=export.stop_tokens,
+        context_tokens=export.context_tokens,
+        system_prompt=export.probes.system_prompt,
+        lineage={slot: artifact.key for slot, artifact in sorted(export.inputs.artifacts.items())},
+    )
+    with export.timed("documents"):
+        write_documents(bundle, facts, files)
+
+
+def _metrics(exported: Exported) -> Mapping[str, Any]:
+    return {
+        "ids_compared": exported.ids_compared,
+        "id_mismatches": exported.id_mismatches,
+        **asdict(exported.answers),
+        "score_drop": exported.answers.score_drop,
+    }
+
+
+def _facts(export: _Export, exported: list[Exported]) -> Mapping[str, Any]:
+    return {
+        "served_name": export.inputs.name,
+        "stop_token_ids": list(export.probes.stop_token_ids),
+        "stop_tokens": export.stop_tokens,
+        "context_length_tokens": export.context_tokens,
+        "system_prompt": export.probes.system_prompt,
+        "gguf": {one.quantization: f"ollama/{one.file_name}" for one in exported},
+    }
+
+
+STAGE = Stage(
+    name="export",
+    order=80,
+    summary="export for vLLM and Ollama, and ask the real server",
+    makes="bundle",
+    version=1,
+    section=ExportSection,
+    run=run,
+    slots=(
+        Slot("model", "model", ("merge",)),
+        Slot("dataset", "dataset", ("prepare",)),
+        Slot("base", "base", ("base",)),
+    ),
+    uses_name=True,
+    packages=("torch", "transformers", "xllamacpp"),
+)
