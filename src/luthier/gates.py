@@ -75,8 +75,8 @@ def _compare(measured: Measured, comparison: Comparison, threshold: Measured) ->
             return measured == threshold
         case "!=":
             return measured != threshold
-    assert not isinstance(measured, str)
-    assert not isinstance(threshold, str)
+    if isinstance(measured, str) or isinstance(threshold, str):
+        return False  # manifests spell NaN and infinity, which no order holds for
     match comparison:
         case "<=":
             return measured <= threshold
@@ -88,14 +88,21 @@ def _compare(measured: Measured, comparison: Comparison, threshold: Measured) ->
             return measured > threshold
 
 
-def lowered(gates: Sequence[Gate], policy: Mapping[str, Literal["warn"]]) -> list[Gate]:
-    """The same gates, where a failing one that `policy` names is a warning."""
+def judged(gates: Sequence[Gate], policy: Mapping[str, Literal["warn"]]) -> list[Gate]:
+    """The same measurements with the status that they have under `policy`.
+
+    A failing gate that `policy` names is a warning. One that was lowered when its artifact was
+    made fails again under a policy that does not name it.
+    """
     return [
-        gate.model_copy(update={"status": "warn"})
-        if gate.status == "fail" and policy.get(gate.id) == "warn"
-        else gate
+        gate.model_copy(update={"status": _status(gate, policy.get(gate.id, "fail"))})
         for gate in gates
     ]
+
+
+def _status(gate: Gate, when_it_fails: GateStatus) -> GateStatus:
+    holds = _compare(gate.measured, gate.comparison, gate.threshold)
+    return "pass" if holds else when_it_fails
 
 
 def failures(gates: Sequence[Gate]) -> list[Gate]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from luthier.config import RunConfig, load_config
 from luthier.errors import ConfigError, GateError, StoreError
-from luthier.gates import Gate, failures, lowered
+from luthier.gates import Gate, failures, judged
 from luthier.interrupts import StopFlag
 from luthier.progress import Reporter
 from luthier.stages import discover
@@ -276,12 +276,12 @@ class Pipeline:
                 facts=dict(result.facts),
                 timings_seconds=dict(result.timings_seconds)
                 | {"stage": time.monotonic() - started},
-                gates=lowered(result.gates, self.config.gates),
+                gates=judged(result.gates, self.config.gates),
             ),
         )
 
     def _raise_on_failed_gates(self, stage: Stage[Any], artifact: Artifact, ref: str) -> None:
-        failed = failures(lowered(artifact.manifest.gates, self.config.gates))
+        failed = failures(judged(artifact.manifest.gates, self.config.gates))
         if not failed:
             return
         lines = "\n".join(f"  {spell_gate(gate)}" for gate in failed)

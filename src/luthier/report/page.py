@@ -1,0 +1,140 @@
+"""The HTML page of a run: one file without a single request to a network."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.config import RunConfig
+from luthier.gates import GATES
+from luthier.report import spelling
+from luthier.report.closing import run_facts
+from luthier.report.dataset_view import dataset_view
+from luthier.report.errors_view import wrong_answers
+from luthier.report.lineage import SHOWN_DIGITS, unfold
+from luthier.report.listing import environment_facts, total_size_bytes
+from luthier.report.plots import Plot, confusion_plot, loss_plot, scores_plot
+from luthier.report.scores import Scores, read_scores
+from luthier.report.summary import summarise
+from luthier.report.training_log import read_training_log
+from luthier.store import Artifact, Store
+from luthier.store.files import write_atomically
+from luthier.store.problems import storage_errors
+
+if TYPE_CHECKING:
+    import jinja2
+
+REPORTS_FOLDER = "reports"
+_TEMPLATE = "page.html.jinja"
+
+
+def write_report(config: RunConfig, artifacts: Mapping[str, Artifact], store: Store) -> Path:
+    """Write `<store>/reports/<config name>.html`.
+
+    `artifacts` are by stage in pipeline order, at least one.
+
+    Raises:
+        StoreError: the store cannot be written.
+        DataError: an artifact's content cannot be read.
+    """
+    summary, scores = summarise(config, artifacts), read_scores(artifacts)
+    plots = _plots(scores, artifacts)
+    data = dataset_view(artifacts["prepare"]) if "prepare" in artifacts else None
+    if data is not None and data.plot is not None:
+        plots["tokens"] = data.plot
+    content = _template().render(
+        summary=summary,
+        plots=plots,
+        data=data,
+        numbers=list(run_facts(summary)),
+        training_facts=spelling.flat(summary.training).items(),
+        classes=scores.classes,
+        wrong=wrong_answers(artifacts, scores),
+        meanings=GATES,
+        stages=[_stage(stage, artifact) for stage, artifact in artifacts.items()],
+        lineage=unfold(store.lineage(list(artifacts.values())[-1])),
+        environments=_environments(artifacts),
+        config=_yaml(config.resolved()),
+        commands=_commands(config),
+        plotly=_plotly() if plots else "",
+    )
+    path = store.root / REPORTS_FOLDER / f"{config.name}.html"
+    with storage_errors(store.root):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    return path
+
+
+def _template() -> "jinja2.Template":
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("luthier", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for filter_ in (
+        spelling.percent, spelling.decimal, spelling.count, spelling.size, spelling.duration,
+        spelling.value, spelling.status_word, spelling.comparison_sign,
+    ):  # fmt: skip
+        environment.filters[filter_.__name__] = filter_
+    environment.filters["interval"] = lambda s: spelling.percent_interval(s.low, s.high)
+    environment.filters["short"] = lambda digest: digest[:SHOWN_DIGITS]
+    return environment.get_template(_TEMPLATE)
+
+
+def _plots(scores: Scores, artifacts: Mapping[str, Artifact]) -> dict[str, Plot]:
+    found = {
+        "scores": scores_plot(scores.systems, scores.metric),
+        "confusion": confusion_plot(scores.confusion) if scores.confusion else None,
+    }
+    for stage, artifact in artifacts.items():
+        if artifact.kind == "adapter":
+            found[f"loss-{stage}"] = loss_plot(read_training_log(artifact), stage)
+    return {name: plot for name, plot in found.items() if plot is not None}
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
+
+
+def _stage(stage: str, artifact: Artifact) -> dict[str, Any]:
+    """What the page's table of stages says of one."""
+    manifest = artifact.manifest
+    return {
+        "name": stage,
+        "manifest": manifest,
+        "made": manifest.created_at.partition("+")[0].replace("T", " "),
+        "size_bytes": total_size_bytes(artifact),
+        "seconds": manifest.timings_seconds.get("stage"),
+    }
+
+
+def _environments(artifacts: Mapping[str, Artifact]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Each environment that stages were made in, with the names of those stages."""
+    found: list[tuple[list[str], list[tuple[str, str]]]] = []
+    for stage, artifact in artifacts.items():
+        facts = environment_facts(artifact.manifest)
+        for stages, known in found:
+            if known == facts:
+                stages.append(stage)
+                break
+        else:
+            found.append(([stage], facts))
+    return [(", ".join(stages), facts) for stages, facts in found]
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    import yaml
+
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=88)
+
+
+def _commands(config: RunConfig) -> list[str]:
+    """What makes all this again, and what checks it."""
+    overrides = "".join(f" --set {shlex.quote(text)}" for text in config.overrides)
+    return [f"luthier run {shlex.quote(str(config.path))}{overrides}", "luthier verify --all"]
