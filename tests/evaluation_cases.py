@@ -1,11 +1,13 @@
 """A small classification dataset made by the real `prepare`, artifacts, and a trained adapter."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from luthier.config import Section
 from luthier.data.dataset import load_split
@@ -16,6 +18,7 @@ from luthier.stages import prepare
 from luthier.stages.contract import Stage, StageInputs, StageResult
 from luthier.store.artifact import Artifact, Workspace
 from luthier.store.manifest import ArtifactKind, Manifest
+from luthier.training.loss import summed_loss
 
 SEED = 7
 ANIMALS = ("cat", "dog", "horse", "sheep")
@@ -31,7 +34,7 @@ def artifact(folder: Path, kind: ArtifactKind, **facts: object) -> Artifact:
 def class_records(count: int, first: int) -> list[dict[str, Any]]:
     return [
         {
-            "text": f"the {(ANIMALS, TOOLS)[n % 2][n // 2 % 4]} number {n}",
+            "text": f"{n}: the {(ANIMALS, TOOLS)[n % 2][n // 2 % 4]}",
             "label": ("animal", "tool")[n % 2],
         }
         for n in range(first, first + count)
@@ -43,7 +46,10 @@ def chat_records(count: int, first: int) -> list[dict[str, Any]]:
         {
             "messages": [
                 {"role": "user", "content": f"count {n}"},
-                {"role": "assistant", "content": " ".join(str(n + step) for step in range(n % 3 + 1))},
+                {
+                    "role": "assistant",
+                    "content": " ".join(str(n + step) for step in range(n % 3 + 1)),
+                },
             ]
         }
         for n in range(first, first + count)
@@ -51,7 +57,10 @@ def chat_records(count: int, first: int) -> list[dict[str, Any]]:
 
 
 def completion_records(count: int, first: int) -> list[dict[str, Any]]:
-    return [{"prompt": f"{n} and one is", "completion": f" {n + 1}"} for n in range(first, first + count)]
+    return [
+        {"prompt": f"{n} and one is", "completion": f" {n + 1}"}
+        for n in range(first, first + count)
+    ]
 
 
 RECORDS = {
@@ -94,16 +103,40 @@ def run_stage(
     return stage.run(section, StageInputs("case", SEED, artifacts), workspace)
 
 
+def make_teachable_base(folder: Path, tokenizer: Path) -> Path:
+    """A random model whose words differ enough for LoRA to tell them apart within seconds."""
+    torch.manual_seed(4)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.1,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config)
+    model.model.embed_tokens.weight.data.normal_(std=1.0)
+    model.lm_head.weight.data.normal_(std=0.3)
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
+    model.save_pretrained(folder)
+    for path in tokenizer.iterdir():
+        shutil.copy(path, folder / path.name)
+    return folder
+
+
 def train_adapter(base: Path, dataset: Path, folder: Path, *, steps: int) -> Artifact:
     """LoRA on the dataset's own tokens; without steps it changes nothing."""
     folder.mkdir()
-    model = attach(load_model(base), LoraSection(r=8, alpha=16), seed=1)
+    model = attach(load_model(base), LoraSection(r=16, alpha=32), seed=1)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=1e-2)
-    batch = padded(load_split(dataset, "train").to_list()[:32])
+    optimizer = torch.optim.AdamW(weights, lr=5e-3)
+    batch = padded(load_split(dataset, "train").to_list()[:24])
     model.train()
     for _ in range(steps):
-        model(**batch).loss.backward()
+        summed_loss(model, batch, share_prefix=True).backward()
         optimizer.step()
         optimizer.zero_grad()
     save_adapter(model, folder, "tiny")

@@ -8,6 +8,13 @@ from pathlib import Path
 
 import yaml
 
+UNTRAINED_GATES = (
+    "beats-baseline",
+    "gguf-answers",
+    "gguf-score",
+    "served-is-tuned",
+    "stop-at-serve",
+)
 ROOT = Path(__file__).parent.parent
 SECTIONS = ROOT / "data" / "package_sections"
 
@@ -28,7 +35,8 @@ def write_project(folder: Path, base: Path, *, train: int = 48, test: int = 16) 
         "prepare": {
             "task": "classification",
             "sources": [
-                {"path": f"{split}.jsonl", "split": split} for split in ("train", "validation", "test")
+                {"path": f"{split}.jsonl", "split": split}
+                for split in ("train", "validation", "test")
             ],
             "system_prompt": "Name the section of this software package.",
             "max_length_tokens": 128,
@@ -46,10 +54,7 @@ def write_project(folder: Path, base: Path, *, train: int = 48, test: int = 16) 
         "export": {"targets": ["vllm", "ollama"], "gguf_quantization": ["f16"], "probe_rows": 8},
         # A random base learns little from 48 rows; its answers are near ties, which quantisation
         # and another order of additions may turn.
-        "gates": {
-            gate: "warn"
-            for gate in ("beats-baseline", "gguf-answers", "gguf-score", "served-is-tuned", "stop-at-serve")
-        },
+        "gates": dict.fromkeys(UNTRAINED_GATES, "warn"),
     }
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Packed, shared and pruned answers equal those of one prompt at a time, computed plainly (F36)."""
+"""Packed, shared and pruned answers equal those of one prompt at a time, done plainly (F36)."""
 
 import random
 from pathlib import Path
@@ -37,7 +37,9 @@ def log_p(model: Any, prompt: list[int], reply: list[int]) -> float:
     return float(after[range(len(reply)), reply].sum())
 
 
-def greedy(model: Any, prompt: list[int], stops: tuple[int, ...], limit: int) -> tuple[list[int], str]:
+def greedy(
+    model: Any, prompt: list[int], stops: tuple[int, ...], limit: int
+) -> tuple[list[int], str]:
     tokens: list[int] = []
     while len(tokens) < limit:
         with torch.inference_mode():
@@ -71,7 +73,9 @@ def assert_equals_plain(
         plain = [log_p(model, prompt, [*label, STOP]) for label in asked.labels]
         known = [found for found in result.label_log_p if found is not None]
         for found, expected in zip(result.label_log_p, plain, strict=True):
-            assert found == pytest.approx(expected, abs=TOLERANCE) if found else expected < max(known)
+            assert (
+                found == pytest.approx(expected, abs=TOLERANCE) if found else expected < max(known)
+            )
         best = max(range(len(plain)), key=plain.__getitem__)
         assert result.label_log_p[best] == max(known)
 

@@ -1,4 +1,4 @@
-"""The gate record: what passes, what a config may lower, what cannot be told apart from failing."""
+"""The gate record: what passes, what a config may lower, what is judged again."""
 
 import pytest
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from project import luthier, start, write_project
 
 from luthier.cli import call
+from project import luthier, start, write_project
 
 STAGES = ["base", "prepare", "baseline", "sft", "evaluate", "merge", "export"]
 
@@ -172,7 +172,9 @@ def test_other_data_makes_another_dataset(project: Path) -> None:
     copy = project.parent / "edited"
     shutil.copytree(project, copy, symlinks=True)
     train = copy / "train.jsonl"
-    train.write_text(train.read_text(encoding="utf-8").replace("game", "GAME", 1), encoding="utf-8")
+    train.write_text(
+        train.read_text(encoding="utf-8").replace("game", "GAME", 1), encoding="utf-8"
+    )
     steps = json.loads(luthier(copy, "plan", "run.yaml", "--json").stdout)
     by_stage = {step["stage"]: step for step in steps}
     assert by_stage["base"]["state"] == "reuse"

@@ -43,7 +43,9 @@ def imports(path: Path) -> set[str]:
     return {name for name in found if name.startswith("luthier.")}
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+@pytest.mark.parametrize(
+    "path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE))
+)
 def test_imports_point_down(path: Path) -> None:
     own = layer("luthier." + ".".join(path.relative_to(SOURCE).with_suffix("").parts))
     if own < 0:
@@ -56,7 +58,9 @@ def test_imports_point_down(path: Path) -> None:
 def test_configs_load(path: Path) -> None:
     config = load_config(path, {name: stage.section for name, stage in discover().items()})
     assert config.sections
-    assert path.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=run-config.schema.json")
+    assert path.read_text(encoding="utf-8").startswith(
+        "# yaml-language-server: $schema=run-config.schema.json"
+    )
 
 
 def test_schema_file_is_current() -> None:
@@ -69,18 +73,22 @@ def test_schema_file_is_current() -> None:
 def test_help_loads_nothing_heavy() -> None:
     script = (
         "import sys\nfrom luthier.cli import call\ncode = call(['--help'])\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'peft', 'trl', 'pyarrow', 'scipy', 'numpy', "
-        "'plotly', 'bitsandbytes', 'accelerate', 'gguf', 'httpx'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'peft', 'trl', 'pyarrow', 'scipy', 'numpy'"
+        ", 'plotly', 'bitsandbytes', 'accelerate', 'gguf', 'httpx'} & set(sys.modules)\n"
         "assert not heavy, heavy\nsys.exit(code)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     for stage in discover():
         assert re.search(rf"^\s+{stage}\s", done.stdout, re.MULTILINE), stage
 
 
 def test_every_gate_that_exists_is_used_and_tested() -> None:
-    used = "\n".join(p.read_text(encoding="utf-8") for p in SOURCE.rglob("*.py") if p.name != "gates.py")
+    used = "\n".join(
+        p.read_text(encoding="utf-8") for p in SOURCE.rglob("*.py") if p.name != "gates.py"
+    )
     for gate in GATES:
         assert f'"{gate}"' in used, gate
 
@@ -98,6 +106,8 @@ def test_every_dependency_is_explained() -> None:
         assert name in explained, name
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+@pytest.mark.parametrize(
+    "path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE))
+)
 def test_files_stay_readable(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 320

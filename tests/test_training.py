@@ -21,8 +21,10 @@ from luthier.training.trainer import TrainingPlan, make_trainer
 PREFIX = list(range(100, 120))
 
 
-def token_rows(count: int, *, prefix: list[int] | None = None, seed: int = 3) -> list[dict[str, Any]]:
-    """Rows of random tokens: a prefix, a prompt of 3 to 12 tokens, a reply of 1 to 3 and stop (2)."""
+def token_rows(
+    count: int, *, prefix: list[int] | None = None, seed: int = 3
+) -> list[dict[str, Any]]:
+    """Rows of random tokens: a prefix, a prompt of 3 to 12, a reply of 1 to 3 and stop (2)."""
     rng = random.Random(seed)
     rows = []
     for _ in range(count):
@@ -106,7 +108,9 @@ def test_mean_loss_is_per_supervised_token(tiny_base: Path) -> None:
             labels = torch.tensor(row["labels"])[1:]
             total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
             count += int((labels != -100).sum())
-    assert mean_loss(model, datasets.Dataset.from_list(rows)) == pytest.approx(total / count, rel=1e-5)
+    assert mean_loss(model, datasets.Dataset.from_list(rows)) == pytest.approx(
+        total / count, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(("rows", "tokens"), [(4, None), (None, 64)])
@@ -163,7 +167,10 @@ def test_newest_intact_checkpoint_is_taken(tmp_path: Path) -> None:
 def test_old_checkpoints_go(tmp_path: Path) -> None:
     for step in (5, 10, 15):
         seal_checkpoint(checkpoint(tmp_path / "u" / str(step), "x"), tmp_path, step, keep=2)
-    assert sorted(p.name for p in tmp_path.glob("sealed-*")) == ["sealed-00000010", "sealed-00000015"]
+    assert sorted(p.name for p in tmp_path.glob("sealed-*")) == [
+        "sealed-00000010",
+        "sealed-00000015",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +181,7 @@ def test_loss_is_real(loss: float, real: bool) -> None:
 
 
 def train(base: Path, folder: Path, *, stop_after: int | None = None, lr: float = 1e-2) -> Any:
-    """Train 12 rows for 2 epochs of 4 steps; the sealed checkpoints in `folder` are resumed from."""
+    """Train 12 rows for 2 epochs of 4 steps, from the newest checkpoint in `folder`."""
     folder.mkdir(exist_ok=True)
     workspace = Workspace(folder)
     model = attach(load_model(base), LoraSection(r=4, alpha=8, dropout=0.1), seed=5)
@@ -190,7 +197,11 @@ def train(base: Path, folder: Path, *, stop_after: int | None = None, lr: float 
             pass
 
     plan = TrainingPlan(
-        rows_per_batch=3, tokens_per_batch=None, seed=5, share_prefix=False, checkpoints=folder / "c"
+        rows_per_batch=3,
+        tokens_per_batch=None,
+        seed=5,
+        share_prefix=False,
+        checkpoints=folder / "c",
     )
     rows = datasets.Dataset.from_list(token_rows(12, prefix=PREFIX))
     trainer = make_trainer(

@@ -51,7 +51,9 @@ def _pins(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         slot, equals, reference = text.partition("=")
         if not equals or not slot or not reference:
-            raise ConfigError(f"--input {text}: write it as slot=version, such as adapter=name/adapter@v2.")
+            raise ConfigError(
+                f"--input {text}: write it as slot=version, such as adapter=name/adapter@v2."
+            )
         pins[slot] = reference
     return pins
 
@@ -82,12 +84,22 @@ def run(
         # A failed gate leaves something to look at.
         made = pipeline.artifacts()
         if made:
-            pipeline.reporter.say(f"report so far: {write_report(pipeline.config, made, pipeline.store)}")
+            pipeline.reporter.say(
+                f"report so far: {write_report(pipeline.config, made, pipeline.store)}"
+            )
         raise
     summary = summarise(pipeline.config, {step.stage: step.artifact for step in done})
-    page = write_report(pipeline.config, {step.stage: step.artifact for step in done}, pipeline.store)
+    page = write_report(
+        pipeline.config, {step.stage: step.artifact for step in done}, pipeline.store
+    )
     if as_json:
-        _print_json({"stages": [_step(step) for step in done], "summary": summary.as_json(), "report": str(page)})
+        _print_json(
+            {
+                "stages": [_step(step) for step in done],
+                "summary": summary.as_json(),
+                "report": str(page),
+            }
+        )
         return
     closing_table(summary, page)
 
@@ -105,7 +117,9 @@ def _step(step: Any) -> dict[str, Any]:
 
 
 @app.command()
-def plan(config: Config, overrides: Overrides = None, until: Until = None, as_json: Json = False) -> None:
+def plan(
+    config: Config, overrides: Overrides = None, until: Until = None, as_json: Json = False
+) -> None:
     """Show which stage would be reused, resumed or run, and why."""
     from luthier.report import plan_table
 
@@ -213,7 +227,9 @@ def verify(
     if as_json:
         _print_json({"verified": [artifact.ref for artifact in artifacts]})
     else:
-        _print(f"{len(artifacts)} artifact{'' if len(artifacts) == 1 else 's'} verified, every byte.")
+        _print(
+            f"{len(artifacts)} artifact{'' if len(artifacts) == 1 else 's'} verified, every byte."
+        )
 
 
 @app.command()
@@ -229,7 +245,9 @@ def _add_stage_commands() -> None:
     from luthier.stages import discover
 
     for stage in discover().values():
-        app.command(stage.name, help=f"Run one stage: {stage.summary}.")(_stage_command(stage.name))
+        app.command(stage.name, help=f"Run one stage: {stage.summary}.")(
+            _stage_command(stage.name)
+        )
 
 
 def _stage_command(name: str) -> Any:

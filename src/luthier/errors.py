@@ -1,8 +1,8 @@
-"""The errors a user can cause or meet, each with its exit code. Anything else is a bug of ours (exit 1)."""
+"""The errors a user can cause or meet, with exit codes. All else is a bug of ours (exit 1)."""
 
 
 class LuthierError(Exception):
-    """A problem that its message explains: what is wrong, where (file:line, config path), what to do."""
+    """A problem that its message explains: what is wrong, where (file:line), what to do."""
 
     exit_code = 2
 
@@ -20,7 +20,7 @@ class ModelError(LuthierError):
 
 
 class StoreError(LuthierError):
-    """The artifact store cannot be read or written, or an artifact is missing, ambiguous or damaged."""
+    """The store cannot be read or written, or an artifact is missing, ambiguous or damaged."""
 
 
 class ServingError(LuthierError):

@@ -1,17 +1,25 @@
 """Gates: measured checks with a threshold. Every id that exists stands in `GATES`."""
 
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+
+_ORDERS: Mapping[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    "<": operator.lt,
+    ">=": operator.ge,
+    ">": operator.gt,
+}
 
 GateStatus = Literal["pass", "warn", "fail"]
 Comparison = Literal["==", "!=", "<=", "<", ">=", ">"]
 Measured = float | int | str
 
 GATES: Mapping[str, str] = {
-    "tokenizer-parity": "F29: the base's tokenizer gives the same ids as the reference that ships with it",
+    "tokenizer-parity": "F29: the imported tokenizer gives the ids that llama.cpp gives",
     "stop-token-supervised": "F01: every trained reply ends with a supervised stop token",
     "answer-truncated": "F02: no reply is cut by the length limit",
     "supervised-tokens": "F03: every row has at least one supervised token",
@@ -27,7 +35,7 @@ GATES: Mapping[str, str] = {
     "merge-changed": "F27: merged logits differ from the base's",
     "gguf-ids": "F29: llama.cpp tokenises as training did",
     "gguf-answers": "F29: llama.cpp answers as the merged model",
-    "gguf-score": "F29: the task score through llama.cpp is within the limit of the merged model's",
+    "gguf-score": "F29: the task score through llama.cpp is within the limit",
     "served-is-tuned": "F30: what is served is the tuned model, not the base",
     "stop-at-serve": "F31: served answers end by a stop token",
     "vllm-folder": "F32: the folder has what vLLM demands and nothing that it refuses",
@@ -70,22 +78,11 @@ def check(
 def _compare(measured: Measured, comparison: Comparison, threshold: Measured) -> bool:
     if isinstance(measured, float) and math.isnan(measured):
         return False
-    match comparison:
-        case "==":
-            return measured == threshold
-        case "!=":
-            return measured != threshold
+    if comparison in ("==", "!="):
+        return (measured == threshold) is (comparison == "==")
     if isinstance(measured, str) or isinstance(threshold, str):
         return False  # manifests spell NaN and infinity, which no order holds for
-    match comparison:
-        case "<=":
-            return measured <= threshold
-        case "<":
-            return measured < threshold
-        case ">=":
-            return measured >= threshold
-        case ">":
-            return measured > threshold
+    return _ORDERS[comparison](measured, threshold)
 
 
 def judged(gates: Sequence[Gate], policy: Mapping[str, Literal["warn"]]) -> list[Gate]:

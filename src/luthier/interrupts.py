@@ -1,4 +1,4 @@
-"""Stopping on request: the first SIGINT or SIGTERM asks, the second SIGINT ends the process at once."""
+"""Stopping on request: the first SIGINT or SIGTERM asks, a second SIGINT ends the process."""
 
 import os
 import signal

@@ -152,8 +152,8 @@ class Pipeline:
         path = self.config.path
         commands = ", then ".join(f"luthier {stage} {path}" for stage in missing)
         return (
-            f"{name} reads what {' and '.join(missing)} makes for this config, which is not in the "
-            f"store {self.store.root}. Run: {commands}. Or all at once: "
+            f"{name} reads what {' and '.join(missing)} makes for this config, which is not in "
+            f"the store {self.store.root}. Run: {commands}. Or all at once: "
             f"luthier run {path} --until {name}"
         )
 
@@ -297,12 +297,12 @@ class Pipeline:
 def spell_gate(gate: Gate) -> str:
     """A gate on one line."""
     detail = f"  ({gate.detail})" if gate.detail else ""
-    return f"{gate.id}: measured {gate.measured}, wanted {gate.comparison} {gate.threshold}{detail}"
+    return (
+        f"{gate.id}: measured {gate.measured}, wanted {gate.comparison} {gate.threshold}{detail}"
+    )
 
 
-def _said(
-    stage: Stage[Any], state: StepState, ref: str, seconds: float, gates: list[Gate]
-) -> str:
+def _said(stage: Stage[Any], state: StepState, ref: str, seconds: float, gates: list[Gate]) -> str:
     passed = sum(gate.status == "pass" for gate in gates)
     warned = [gate.id for gate in gates if gate.status == "warn"]
     words = f"{stage.name}: {'reused' if state == 'reuse' else 'made'} {ref} in {seconds:.1f} s"
@@ -313,4 +313,6 @@ def _said(
 
 def load_run(path: str, overrides: list[str]) -> RunConfig:
     """A run config validated against the stages that exist."""
-    return load_config(path, {name: stage.section for name, stage in discover().items()}, overrides)
+    return load_config(
+        path, {name: stage.section for name, stage in discover().items()}, overrides
+    )

@@ -1,4 +1,4 @@
-"""What a person sees while work goes on: bars on a terminal, plain lines elsewhere, nothing in tests."""
+"""What a person sees while work goes on: bars on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -26,7 +26,12 @@ class Reporter:
         """One line that stays on the screen."""
 
     @contextmanager
-    def task(self, label: str, total: int, unit: str = "") -> Iterator[Task]:
+    def task(
+        self,
+        label: str,  # noqa: ARG002, the other reporters show them
+        total: int,  # noqa: ARG002
+        unit: str = "",  # noqa: ARG002
+    ) -> Iterator[Task]:
         """Counted work with `total` units; the block gets a task to advance."""
         yield _Silent()
 
@@ -40,7 +45,7 @@ class _Silent:
 
 
 class PlainReporter(Reporter):
-    """Lines on standard error, for logs: one at most every ten seconds a task, and one at its end."""
+    """Lines on standard error, for logs: at most one every ten seconds, and one at the end."""
 
     def say(self, message: str) -> None:
         """One line on standard error."""
@@ -52,19 +57,20 @@ class PlainReporter(Reporter):
         """Counted work, a line now and then."""
         task = _PlainTask(self, label, total, unit)
         yield task
-        task.line()
+        task.close()
 
 
 class _PlainTask:
     def __init__(self, reporter: PlainReporter, label: str, total: int, unit: str) -> None:
         self._reporter, self._label, self._total, self._unit = reporter, label, total, unit
-        self._done, self._before, self._facts = 0, 0, ""
+        self._done, self._before, self._facts, self._printed = 0, 0, "", False
         self._start = self._last = time.monotonic()
 
     def advance(self, count: int = 1, **facts: object) -> None:
         """Count; print when the last line is old."""
         self._done += count
         self._facts = _spell(facts)
+        self._printed = False
         if time.monotonic() - self._last >= PLAIN_LINE_EVERY_SECONDS:
             self._last = time.monotonic()
             self.line()
@@ -73,12 +79,22 @@ class _PlainTask:
         """A new total; what was done before does not count for the rate."""
         self._total, self._done, self._before = total, done, done
 
+    def close(self) -> None:
+        """Say where the task ended, unless the last line says so."""
+        if not self._printed:
+            self.line()
+
     def line(self) -> None:
         """Print where the task stands."""
+        self._printed = True
         seconds = time.monotonic() - self._start
         rate = (self._done - self._before) / seconds if seconds > 0 else 0.0
         left = (self._total - self._done) / rate if rate > 0 else 0.0
-        ending = f"{seconds:.0f} s, {left:.0f} s left" if self._done < self._total else f"{seconds:.0f} s"
+        ending = (
+            f"{seconds:.0f} s, {left:.0f} s left"
+            if self._done < self._total
+            else f"{seconds:.0f} s"
+        )
         self._reporter.say(
             f"  {self._label}: {self._done}/{self._total} {self._unit} {self._facts} ({ending})"
         )
@@ -99,7 +115,13 @@ class RichReporter(Reporter):
     @contextmanager
     def task(self, label: str, total: int, unit: str = "") -> Iterator[Task]:
         """Counted work with a bar, its rate, its facts and the time left."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         columns = [
             TextColumn("  {task.description}"),

@@ -16,7 +16,10 @@ _PROBE_REPLY = "LUTHIERPROBE"
 
 
 def render(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, add_generation_prompt: bool
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool,
 ) -> str:
     """The chat template's text for `messages`, rendered in transformers' Jinja sandbox.
 
@@ -27,7 +30,8 @@ def render(
 
     if not tokenizer.chat_template:
         raise ModelError(
-            "The base model has no chat template. Use an instruction-tuned base, or task: completion."
+            "The base model has no chat template. Use an instruction-tuned base, "
+            "or task: completion."
         )
     try:
         text = tokenizer.apply_chat_template(

@@ -17,7 +17,12 @@ from luthier.models.libraries import quiet_libraries
 
 GGUF_MAGIC = b"GGUF"
 
-_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_BYTE_LEVEL = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": True,
+}
 _PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
     "smollm": {
         "type": "Sequence",
@@ -63,7 +68,9 @@ def _import(source: Path, folder: Path) -> dict[str, str]:
     where = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(**where, local_files_only=True)
     tokenizer.save_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        **where, dtype=torch.float32, local_files_only=True
+    )
     # The weights are plain float32 by now, yet 5.23 refuses to save what it still calls quantised.
     del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False

@@ -13,8 +13,10 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRACKIO_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # transformers 5.23 renames it; peft 0.21, trl 1.16 and transformers 5.17 have the old name only.
-    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)
+    # transformers 5.23 renames it; peft 0.21, trl 1.16 and transformers 5.17 have the old name.
+    warnings.filterwarnings(
+        "ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning
+    )
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -22,13 +22,17 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     quiet_libraries()
     from transformers import AutoTokenizer
 
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not any(
+        (folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
+    ):
         raise ModelError(
             f"{folder}: no tokenizer here (tokenizer.json, tokenizer.model or vocab.json). "
             "Copy the base model's tokenizer files beside its weights."
         )
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(f"{folder}: its tokenizer does not load: {error}") from error
 

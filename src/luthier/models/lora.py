@@ -49,10 +49,15 @@ def attach(model: "PreTrainedModel", section: LoraSection, seed: int) -> "PreTra
         adapted = get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(f"sft.lora.target_modules: {error}") from error
-    for parameter in adapted.parameters():
+    keep_trainable_float32(adapted)
+    return adapted
+
+
+def keep_trainable_float32(model: "nn.Module") -> None:
+    """Cast what is trained to float32, whatever a library made of it (FAILURES F14)."""
+    for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return adapted
 
 
 def trainable_dtypes(model: "nn.Module") -> dict[str, int]:

@@ -7,7 +7,6 @@ for rank-stabilised LoRA (arXiv 2312.03732), as PEFT applies it (peft `tuners/lo
 import json
 import math
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +18,20 @@ from luthier.models.weights import shards
 from luthier.store.files import temporary_path
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
 _PEFT_PREFIX = "base_model.model."
 # Adapter features whose merge is another formula than the one above.
-_REFUSED = ("use_dora", "modules_to_save", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "lora_bias")
+_REFUSED = (
+    "use_dora",
+    "modules_to_save",
+    "fan_in_fan_out",
+    "rank_pattern",
+    "alpha_pattern",
+    "lora_bias",
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,7 @@ def _copy_small_files(base: Path, folder: Path) -> None:
 
 
 def cast_weights(folder: Path, dtype: DType) -> None:
-    """Cast every floating-point weight of a model folder, file by file, and say so in its config."""
+    """Cast every floating-point weight of a model folder, file by file; its config says so."""
     import torch
     from safetensors.torch import save_file
 
@@ -134,7 +142,9 @@ def dequantised_weights(base: Path) -> "dict[str, Tensor]":
 
     model = load_model(base, quantization="nf4")
     return {
-        f"{name}.weight": dequantize_4bit(module.weight.data, module.weight.quant_state).float().cpu()
+        f"{name}.weight": dequantize_4bit(module.weight.data, module.weight.quant_state)
+        .float()
+        .cpu()
         for name, module in model.named_modules()
         if isinstance(module, Linear4bit)
     }

@@ -1,4 +1,4 @@
-"""Where a base model comes from: a hub id with its commit, a folder, a GGUF, a GGUF in a package."""
+"""Where a base model comes from: a hub id and commit, a folder, a GGUF, a GGUF in a package."""
 
 import importlib.util
 import json

@@ -1,13 +1,14 @@
 """Weights as safetensors files: what is in them, without loading a model."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 INDEX_NAME = "model.safetensors.index.json"

@@ -1,4 +1,4 @@
-"""The stages, one file each. A module here with a `STAGE` is a stage; nothing else registers it."""
+"""The stages, one file each. A module here with a `STAGE` is a stage; nothing registers it."""
 
 import importlib
 import pkgutil

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config import Field, Section
 from luthier.errors import ModelError
-from luthier.gates import Gate
 from luthier.models.chat import stop_token_ids
 from luthier.models.gguf_source import import_gguf
 from luthier.models.loading import load_tokenizer
@@ -26,6 +25,8 @@ from luthier.store.artifact import Workspace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from luthier.gates import Gate
 
 
 class BaseSection(Section):

@@ -8,6 +8,7 @@ from luthier.data.dataset import read_info
 from luthier.data.summary import DatasetInfo
 from luthier.evaluation.answers import Answer, Scoring, write_answers
 from luthier.evaluation.asking import Plan, ask, longest_reply, usable_scoring
+from luthier.evaluation.journal import Collected
 from luthier.evaluation.prompts import (
     PromptForm,
     choose_examples,
@@ -76,7 +77,7 @@ def run(section: BaselineSection, inputs: StageInputs, workspace: Workspace) -> 
         reading="lenient" if section.lenient else "exact",
     )
     forms = _forms(section, inputs, info)
-    answers, timings = _ask_all(forms, plan, inputs, workspace)
+    answers, spent = _ask_all(forms, plan, inputs, workspace)
     write_answers(workspace.path, [answer for found in answers.values() for answer in found])
     summary = summarize(info, answers, inputs.seed)
     summary["reading"] = plan.reading
@@ -90,8 +91,12 @@ def run(section: BaselineSection, inputs: StageInputs, workspace: Workspace) -> 
     return StageResult(
         metrics={**headline(summary), "target": asdict(target) if target else None},
         gates=[],
-        facts={"rows": len(rows), "max_new_tokens": plan.max_new_tokens},
-        timings_seconds=timings,
+        facts={
+            "rows": len(rows),
+            "max_new_tokens": plan.max_new_tokens,
+            "rows_per_second": {name: found.rows_per_second for name, found in spent.items()},
+        },
+        timings_seconds={name: found.seconds for name, found in spent.items()},
     )
 
 
@@ -109,19 +114,18 @@ def _forms(
 
 def _ask_all(
     forms: dict[str, PromptForm], plan: Plan, inputs: StageInputs, workspace: Workspace
-) -> tuple[dict[str, list[Answer]], dict[str, float]]:
+) -> tuple[dict[str, list[Answer]], dict[str, Collected]]:
     base = inputs["base"].path
     tokenizer, model = load_tokenizer(base), load_model(base)
     labels = label_tokens(tokenizer, plan.info, plan.rows[0])
     answers: dict[str, list[Answer]] = {}
-    timings: dict[str, float] = {}
+    spent: dict[str, Collected] = {}
     for name, form in forms.items():
         system = LocalSystem(name, model, tokenizer, plan.asked(labels))
         prompts = make_prompts(form, tokenizer, plan.rows)
-        found, collected = ask(system, prompts, plan, workspace)
+        found, spent[name] = ask(system, prompts, plan, workspace)
         answers.update(found)
-        timings[name] = collected.seconds
-    return answers, timings
+    return answers, spent
 
 
 def _judge(section: BaselineSection, summary: dict[str, object]) -> TargetVerdict | None:

@@ -1,4 +1,4 @@
-"""What a stage is: a function from a typed config section and verified artifacts to one artifact."""
+"""What a stage is: a function from a config section and verified artifacts to one artifact."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 @dataclass(frozen=True)
 class Slot:
-    """One input of a stage: an artifact of `kind`, made by the first of `stages` that the config has."""
+    """One input of a stage: an artifact of `kind` by the first of `stages` in the config."""
 
     name: str
     kind: ArtifactKind

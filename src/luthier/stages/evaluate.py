@@ -79,7 +79,11 @@ def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> 
     return StageResult(
         metrics=headline(summary),
         gates=gates,
-        facts={"rows": len(rows), "max_new_tokens": plan.max_new_tokens},
+        facts={
+            "rows": len(rows),
+            "max_new_tokens": plan.max_new_tokens,
+            "rows_per_second": {_SYSTEM: collected.rows_per_second},
+        },
         timings_seconds={_SYSTEM: collected.seconds},
     )
 

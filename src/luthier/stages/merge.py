@@ -49,14 +49,18 @@ def run(section: MergeSection, inputs: StageInputs, workspace: Workspace) -> Sta
         for candidate in candidates:
             folder = _candidate_folder(workspace, candidate)
             reports[candidate] = _merge(inputs, candidate, folder)
-            losses[candidate] = mean_loss(load_model(folder), rows.select(range(min(SCORED_ROWS, len(rows)))))
+            losses[candidate] = mean_loss(
+                load_model(folder), rows.select(range(min(SCORED_ROWS, len(rows))))
+            )
             workspace.raise_if_stopped()
             task.advance(loss=losses[candidate])
         kept = min(candidates, key=lambda candidate: losses[candidate])
         for path in _candidate_folder(workspace, kept).iterdir():
             path.replace(workspace.path / path.name)
         gates, metrics = _parity(inputs, kept, workspace.path, rows)
-        dtype = inputs["base"].manifest.facts["dtype"] if section.dtype == "auto" else section.dtype
+        dtype = (
+            inputs["base"].manifest.facts["dtype"] if section.dtype == "auto" else section.dtype
+        )
         if dtype != "float32":
             metrics["cast_max_abs_logit_difference"] = _cast(workspace.path, dtype, rows)
         task.advance()
@@ -86,7 +90,9 @@ def _quantization(inputs: StageInputs) -> Quantization | None:
 def _candidates(section: MergeSection, inputs: StageInputs) -> Sequence[BaseWeights]:
     if _quantization(inputs) is None:
         return ["original"]
-    return ["original", "dequantized"] if section.base_weights == "auto" else [section.base_weights]
+    return (
+        ["original", "dequantized"] if section.base_weights == "auto" else [section.base_weights]
+    )
 
 
 def _candidate_folder(workspace: Workspace, candidate: BaseWeights) -> Path:
@@ -112,7 +118,7 @@ def _parity(
         quantization=_quantization(inputs) if kept == "dequantized" else None,
     )
     adapted = probe_logits(model, probes)
-    with model.disable_adapter():  # type: ignore[operator]
+    with model.disable_adapter():
         base = probe_logits(model, probes)
     del model
     found = probe_logits(load_model(merged), probes)

@@ -248,8 +248,6 @@ def _peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-
-
 STAGE = Stage(
     name="sft",
     order=40,

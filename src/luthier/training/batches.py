@@ -70,6 +70,7 @@ class PaddedCollator:
     pad_token_id: int
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> "dict[str, Tensor]":
+        """`input_ids`, `attention_mask` and `labels` of one batch."""
         import torch
 
         width = max(len(row["input_ids"]) for row in rows)

@@ -16,7 +16,7 @@ _SEALED = re.compile(r"sealed-(\d+)")
 
 
 def seal_checkpoint(unsealed: Path, root: Path, step: int, keep: int) -> Path:
-    """Move a finished checkpoint folder to `root/sealed-<step>`, with hashes; drop all but `keep`."""
+    """Move a finished checkpoint to `root/sealed-<step>`, with hashes; drop all but `keep`."""
     files = sorted(path for path in unsealed.rglob("*") if path.is_file())
     for path in files:
         fsync_file(path)
@@ -33,7 +33,7 @@ def seal_checkpoint(unsealed: Path, root: Path, step: int, keep: int) -> Path:
 
 
 def newest_intact(root: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint below `root` whose every byte is as it was sealed; None without one."""
+    """The newest checkpoint below `root` that is byte for byte as sealed; None without one."""
     for folder in _sealed(root):
         damage = _damage(folder)
         if damage is None:

@@ -57,7 +57,7 @@ def summed_loss(
     ids_BT, labels_BT = inputs["input_ids"], inputs["labels"]
     prefix = shared_prefix_length(ids_BT, labels_BT) if share_prefix else 0
     labels_BT = labels_BT[:, prefix:]
-    predicts_BT = (labels_BT[:, 1:] != IGNORE_INDEX)
+    predicts_BT = labels_BT[:, 1:] != IGNORE_INDEX
     positions_K = predicts_BT.any(dim=0).nonzero().squeeze(1)
     call: dict[str, Any] = {
         "input_ids": ids_BT[:, prefix:],

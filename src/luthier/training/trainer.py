@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.models.libraries import quiet_libraries
+from luthier.models.lora import keep_trainable_float32
 from luthier.training.batches import LengthSortedBatches, PaddedCollator
 from luthier.training.checkpoints import seal_checkpoint
 from luthier.training.loss import summed_loss
@@ -48,9 +49,7 @@ def supervised_trainer_class() -> Any:
             self._plan = plan
             super().__init__(**options)
             # TRL casts QLoRA adapters to bfloat16, where small updates round away (FAILURES F14).
-            for parameter in self.model.parameters():
-                if parameter.requires_grad:
-                    parameter.data = parameter.data.float()
+            keep_trainable_float32(self.model)
 
         def get_train_dataloader(self) -> Any:
             batches = LengthSortedBatches(
@@ -62,7 +61,7 @@ def supervised_trainer_class() -> Any:
             return self.accelerator.prepare(
                 DataLoader(
                     self.train_dataset,
-                    batch_sampler=batches,  # type: ignore[arg-type]
+                    batch_sampler=batches,
                     collate_fn=self.data_collator,
                 )
             )

@@ -1,0 +1,63 @@
+"""The rows that are evaluated, and those that examples are taken from."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.data.dataset import load_split
+from luthier.data.rows import Split
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class AskedRow:
+    """One row of a dataset: what is asked, and the reply that is expected.
+
+    `prompt_ids` are the tokens that training saw before the reply, `reference` those of the reply
+    with its stop token.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    expected: str
+    label: str | None
+    prompt_ids: tuple[int, ...]
+    reference: tuple[int, ...]
+
+    @property
+    def asked(self) -> tuple[Message, ...]:
+        """The conversation before the reply, without its system message."""
+        return tuple(message for message in self.messages[:-1] if message["role"] != "system")
+
+
+def load_rows(
+    folder: Path, split: Split, limit: int | None = None, seed: int = 0
+) -> list[AskedRow]:
+    """Rows of a split in its order; with `limit` a sample that depends on the seed alone.
+
+    Raises:
+        DataError: the dataset has no such split.
+    """
+    records: Sequence[Any] = load_split(folder, split).to_list()
+    if limit is not None and limit < len(records):
+        chosen = random.Random(seed).sample(range(len(records)), limit)
+        records = [records[index] for index in sorted(chosen)]
+    return [_row(record) for record in records]
+
+
+def _row(record: Mapping[str, Any]) -> AskedRow:
+    ids, prompt_length = record["input_ids"], record["prompt_length"]
+    return AskedRow(
+        id=record["id"],
+        messages=tuple(
+            {"role": message["role"], "content": message["content"]}
+            for message in record["messages"]
+        ),
+        expected=record["label"] or record["messages"][-1]["content"],
+        label=record["label"],
+        prompt_ids=tuple(ids[:prompt_length]),
+        reference=tuple(ids[prompt_length:]),
+    )

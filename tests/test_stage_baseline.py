@@ -1,0 +1,176 @@
+"""The baseline stage on a tiny random model: systems, examples, resuming after SIGKILL."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+
+from evaluation_cases import artifact, base_artifact, make_dataset, run_stage
+from luthier.data.dataset import load_split, read_info
+from luthier.evaluation.prompts import (
+    PromptForm,
+    choose_examples,
+    label_instruction,
+    label_tokens,
+    make_prompts,
+)
+from luthier.evaluation.rows import load_rows
+from luthier.models.loading import load_tokenizer
+from luthier.stages.baseline import STAGE, BaselineSection, Target
+from luthier.store.artifact import Workspace
+
+SECTION = BaselineSection(few_shot=4)
+OUTPUTS = ("answers.parquet", "evaluation.json")
+
+KILLED_RUN = """
+import os, signal, sys
+from pathlib import Path
+from evaluation_cases import artifact, base_artifact, run_stage
+from luthier.progress import Reporter
+from luthier.stages.baseline import STAGE, BaselineSection
+from luthier.store.artifact import Workspace
+
+class Killer(Reporter):
+    chunks = 0
+    def task(self, label, total, unit=""):
+        killer = super().task(label, total, unit)
+        class Counted:
+            def __enter__(self):
+                return self
+            def __exit__(self, *_):
+                return None
+            def advance(self, count=1, **facts):
+                Killer.chunks += count > 0
+                if Killer.chunks == 3:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        return Counted()
+
+base, dataset, folder = map(Path, sys.argv[1:])
+artifacts = {"base": base_artifact(base), "dataset": artifact(dataset, "dataset")}
+run_stage(STAGE, BaselineSection(few_shot=4), artifacts, Workspace(folder, Killer()))
+"""
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("baseline") / "data"
+    return make_dataset(folder, tiny_base, task="classification", train=40, test=100)
+
+
+def run(section: BaselineSection, base: Path, dataset: Path, folder: Path) -> Workspace:
+    folder.mkdir(exist_ok=True)
+    workspace = Workspace(folder)
+    artifacts = {"base": base_artifact(base), "dataset": artifact(dataset, "dataset")}
+    result = run_stage(STAGE, section, artifacts, workspace)
+    assert not result.gates
+    return workspace
+
+
+def evaluation(workspace: Workspace) -> dict[str, object]:
+    found: dict[str, object] = json.loads((workspace.path / "evaluation.json").read_bytes())
+    return found
+
+
+def test_four_systems_and_the_best(tiny_base: Path, dataset: Path, tmp_path: Path) -> None:
+    section = SECTION.model_copy(update={"target": Target(value=0.9)})
+    workspace = run(section, tiny_base, dataset, tmp_path / "w")
+    found = json.loads((workspace.path / "evaluation.json").read_bytes())
+    names = [f"{form}/{way}" for form in ("zero-shot", "few-shot") for way in section.scoring]
+    assert list(found["systems"]) == names
+    scores = {name: found["systems"][name]["metrics"]["accuracy"] for name in names}
+    assert scores[found["best_system"]] == max(scores.values())
+    assert found["target"]["verdict"] == "fine-tune"
+    table = pq.read_table(workspace.path / "answers.parquet").to_pylist()
+    ids = load_split(dataset, "test")["id"]
+    assert [row["id"] for row in table] == list(ids) * 4
+    for row in table:
+        scored = row["system"].endswith("likelihood")
+        assert (row["label_log_probability"] is not None) == scored
+        assert row["correct"] == (row["predicted"] == row["expected"])
+    for name in names:
+        correct = [row["correct"] for row in table if row["system"] == name]
+        assert scores[name] == pytest.approx(sum(correct) / len(correct))
+
+
+def test_examples_are_balanced_seeded_and_never_from_test(dataset: Path) -> None:
+    train, test = load_rows(dataset, "train"), load_rows(dataset, "test")
+    chosen = choose_examples(train, 6, 7)
+    assert sorted(row.label or "" for row in chosen) == ["animal"] * 3 + ["tool"] * 3
+    assert {row.id for row in chosen} <= {row.id for row in train}
+    assert not {row.id for row in chosen} & {row.id for row in test}
+    assert choose_examples(train, 6, 7) == chosen
+    assert choose_examples(train, 6, 8) != chosen
+
+
+def test_prompts_hold_the_examples_and_not_the_answer(tiny_base: Path, dataset: Path) -> None:
+    tokenizer, info = load_tokenizer(tiny_base), read_info(dataset)
+    rows = load_rows(dataset, "test")[:2]
+    examples = choose_examples(load_rows(dataset, "train"), 2, 7)
+    form = PromptForm(info.task, label_instruction(info), examples)
+    for row, prompt in zip(rows, make_prompts(form, tokenizer, rows), strict=True):
+        text = tokenizer.decode(list(prompt.token_ids))
+        assert text.startswith("<|im_start|>system\nSay what it is.\nAnswer with exactly one of: ")
+        assert text.endswith(
+            f"user\n{row.asked[-1]['content']}<|im_end|>\n<|im_start|>assistant\n"
+        )
+        for example in examples:
+            assert f"{example.asked[0]['content']}<|im_end|>" in text
+    labels = label_tokens(tokenizer, info, rows[0])
+    assert [tokenizer.decode(list(tokens)) for tokens in labels] == ["animal", "tool"]
+
+
+def test_killed_run_resumes_to_the_same_bytes(
+    tiny_base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    whole = run(SECTION, tiny_base, dataset, tmp_path / "whole")
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_RUN, str(tiny_base), str(dataset), str(folder)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    journal = folder / "_scratch" / "replies-zero-shot.jsonl"
+    assert 0 < len(journal.read_bytes().splitlines()) < 4
+    with journal.open("ab") as stream:
+        stream.write(b'[{"id": "torn')
+    assert not (folder / "evaluation.json").exists()
+    resumed = run(SECTION, tiny_base, dataset, folder)
+    for name in OUTPUTS:
+        assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
+
+
+def test_limited_rows_are_a_seeded_sample(tiny_base: Path, dataset: Path, tmp_path: Path) -> None:
+    section = BaselineSection(few_shot=0, limit_rows=7, scoring=["likelihood"])
+    found = evaluation(run(section, tiny_base, dataset, tmp_path / "w"))
+    assert found["rows"] == 7
+    assert found["systems"].keys() == {"zero-shot/likelihood"}  # type: ignore[attr-defined]
+    sample = load_rows(dataset, "test", 7, 7)
+    order = [row.id for row in load_rows(dataset, "test")]
+    places = [order.index(row.id) for row in sample]
+    assert places == sorted(places)
+    assert places != list(range(7))
+
+
+@pytest.mark.parametrize("task", ["chat", "completion"])
+def test_free_text_tasks(tiny_base: Path, tmp_path: Path, task: str) -> None:
+    dataset = make_dataset(tmp_path / "data", tiny_base, task=task, train=12, test=9)
+    workspace = run(BaselineSection(few_shot=2), tiny_base, dataset, tmp_path / "w")
+    found = json.loads((workspace.path / "evaluation.json").read_bytes())
+    assert list(found["systems"]) == ["zero-shot/generation", "few-shot/generation"]
+    assert found["primary_metric"] == "exact_match"
+    for system in found["systems"].values():
+        assert system["metrics"]["reference_nats_per_token"] > 0
+
+
+@pytest.mark.parametrize("bad", [{"scoring": []}, {"few_shot": -1}, {"target": {"value": 80}}])
+def test_sections_that_make_no_sense(bad: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        BaselineSection.model_validate(bad)
