@@ -277,8 +277,11 @@ def test_nan_loss_stops_the_training(tiny_base: Path, tmp_path: Path) -> None:
     assert not loss_is_real(losses[0])
 
 
-def test_log_has_every_step(tiny_base: Path, tmp_path: Path) -> None:
+def test_log_has_every_step_and_prints_nothing(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     history = train(tiny_base, tmp_path / "run").state.log_history
+    assert capsys.readouterr().out == ""
     steps = [entry["step"] for entry in history if "loss" in entry]
     assert steps == list(range(1, 9))
     assert json.dumps(history)

@@ -105,12 +105,13 @@ def make_trainer(
     """A trainer for `model`, which carries its adapter, on (train, validation) rows of `input_ids`
     and `labels`. `arguments` go to SFTConfig."""
     quiet_libraries()
+    from transformers import PrinterCallback
     from trl import SFTConfig
 
     unsealed = plan.checkpoints / "unsealed"
     shutil.rmtree(unsealed, ignore_errors=True)
     assert tokenizer.pad_token_id is not None
-    return supervised_trainer_class()(
+    trainer = supervised_trainer_class()(
         plan=plan,
         model=model,
         args=SFTConfig(
@@ -137,3 +138,6 @@ def make_trainer(
         processing_class=tokenizer,
         callbacks=callbacks,
     )
+    # It prints every log to standard output, which is the caller's for results.
+    trainer.remove_callback(PrinterCallback)
+    return trainer
