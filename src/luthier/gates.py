@@ -45,7 +45,7 @@ GATES: Mapping[str, str] = {
 class Gate(BaseModel):
     """One measured check, as the manifest keeps it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     id: str
     status: GateStatus

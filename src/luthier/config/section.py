@@ -24,7 +24,7 @@ class Section(BaseModel):
     text and a tuple as a list.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     def key_fields(self) -> dict[str, Any]:
         """The fields that change the result, as JSON values; paths as posix text."""

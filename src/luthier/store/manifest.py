@@ -18,7 +18,7 @@ ArtifactKind = Literal[
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 def _inside(path: str) -> str:
