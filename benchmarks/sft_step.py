@@ -1,4 +1,4 @@
-"""Training step of the quickstart's shape, three ways in one run: real tokens a second, and ratios.
+"""Training step of the quickstart's shape, three ways in one run: tokens a second, and ratios.
 
     python benchmarks/sft_step.py MODEL_FOLDER [--repeats 5]
 

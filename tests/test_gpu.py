@@ -5,7 +5,6 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from test_training import PREFIX, token_rows
 
 from luthier.models.loading import Quantization, load_model, load_tokenizer
 from luthier.models.lora import LoraSection, attach, moved_share, output_matrices, trainable_dtypes
@@ -14,6 +13,7 @@ from luthier.training.batches import PaddedCollator
 from luthier.training.callbacks import stage_callback
 from luthier.training.loss import summed_loss
 from luthier.training.trainer import TrainingPlan, make_trainer
+from test_training import PREFIX, token_rows
 
 pytestmark = pytest.mark.gpu
 
