@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from luthier import __version__
-from luthier.errors import ConfigError, LuthierError
+from luthier.errors import ConfigError, GateError, LuthierError
 
 app = typer.Typer(
     name="luthier",
@@ -80,13 +80,9 @@ def run(
     pipeline = _pipeline(config, overrides, inputs)
     try:
         done = pipeline.run(until)
-    except LuthierError:
-        # A failed gate leaves something to look at.
-        made = pipeline.artifacts()
-        if made:
-            pipeline.reporter.say(
-                f"report so far: {write_report(pipeline.config, made, pipeline.store)}"
-            )
+    except GateError:
+        page = write_report(pipeline.config, pipeline.artifacts(), pipeline.store)
+        pipeline.reporter.say(f"report so far: {page}")
         raise
     summary = summarise(pipeline.config, {step.stage: step.artifact for step in done})
     page = write_report(
@@ -282,7 +278,7 @@ def call(arguments: Sequence[str]) -> int:
     """Run one command line; the exit code. Users' errors are one message, never a traceback."""
     _add_stage_commands()
     try:
-        app(args=list(arguments), prog_name="luthier", standalone_mode=False)
+        app(args=list(arguments) or ["--help"], prog_name="luthier", standalone_mode=False)
     except LuthierError as error:
         return _fail(arguments, str(error), error.exit_code)
     except typer.Exit as leaving:

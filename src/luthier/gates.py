@@ -105,3 +105,11 @@ def _status(gate: Gate, when_it_fails: GateStatus) -> GateStatus:
 def failures(gates: Sequence[Gate]) -> list[Gate]:
     """The gates that stop a pipeline."""
     return [gate for gate in gates if gate.status == "fail"]
+
+
+def spell(gate: Gate) -> str:
+    """A gate on one line."""
+    detail = f"  ({gate.detail})" if gate.detail else ""
+    return (
+        f"{gate.id}: measured {gate.measured}, wanted {gate.comparison} {gate.threshold}{detail}"
+    )

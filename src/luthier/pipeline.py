@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from luthier.config import RunConfig, load_config
 from luthier.errors import ConfigError, GateError, StoreError
-from luthier.gates import Gate, failures, judged
+from luthier.gates import Gate, failures, judged, spell
 from luthier.interrupts import StopFlag
 from luthier.progress import Reporter
 from luthier.stages import discover
@@ -74,6 +74,7 @@ class Pipeline:
 
         Raises:
             ConfigError: `until` is not one of them, or a stage's input is made by none of them.
+            LuthierError: a stage would fail for what can be seen now: a file or program missing.
         """
         stages = [stage for name, stage in discover().items() if name in self.config.sections]
         names = [stage.name for stage in stages]
@@ -90,6 +91,9 @@ class Pipeline:
                         f"{self.config.path}: {stage.name} needs the section "
                         f"{' or '.join(reversed(slot.stages))}, which is not there."
                     )
+        for stage in chosen:
+            stage.check(self.config.sections[stage.name])
+            stage.files(self.config.sections[stage.name])
         return chosen
 
     def plan(self, until: str | None = None) -> list[PlannedStep]:
@@ -284,7 +288,7 @@ class Pipeline:
         failed = failures(judged(artifact.manifest.gates, self.config.gates))
         if not failed:
             return
-        lines = "\n".join(f"  {spell_gate(gate)}" for gate in failed)
+        lines = "\n".join(f"  {spell(gate)}" for gate in failed)
         raise GateError(
             f"{stage.name}: {len(failed)} gate{'s' if len(failed) > 1 else ''} failed; nothing is "
             f"built on {ref}.\n{lines}\n"
@@ -292,14 +296,6 @@ class Pipeline:
             "To go on all the same, lower the gate in the config, which every manifest will keep: "
             f"gates: {{{failed[0].id}: warn}}"
         )
-
-
-def spell_gate(gate: Gate) -> str:
-    """A gate on one line."""
-    detail = f"  ({gate.detail})" if gate.detail else ""
-    return (
-        f"{gate.id}: measured {gate.measured}, wanted {gate.comparison} {gate.threshold}{detail}"
-    )
 
 
 def _said(stage: Stage[Any], state: StepState, ref: str, seconds: float, gates: list[Gate]) -> str:

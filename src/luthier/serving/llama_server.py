@@ -72,7 +72,7 @@ class LlamaServer:
     def __enter__(self) -> "LlamaServer":
         import httpx
 
-        _check_installed()
+        require_llama_cpp()
         self._folder = tempfile.TemporaryDirectory(prefix="luthier-llama-")
         self._address_path = Path(self._folder.name) / "address"
         self._log_path = Path(self._folder.name) / "log"
@@ -248,7 +248,8 @@ def _default_threads() -> int:
     return int(wanted) if wanted.isdecimal() else len(os.sched_getaffinity(0))
 
 
-def _check_installed() -> None:
+def require_llama_cpp() -> None:
+    """Raises ServingError, with the command that installs it, when llama.cpp is not here."""
     import importlib.util
 
     if importlib.util.find_spec("xllamacpp") is None:

@@ -19,6 +19,7 @@ from luthier.models.sources import (
     source_files,
 )
 from luthier.models.weights import describe_weights
+from luthier.serving.llama_server import require_llama_cpp
 from luthier.serving.parity import tokenizer_parity
 from luthier.stages.contract import Stage, StageInputs, StageResult
 from luthier.store.artifact import Workspace
@@ -89,6 +90,11 @@ def _files(section: BaseSection) -> Sequence[Path]:
     return source_files(find_source(section.model, section.revision))
 
 
+def _check(section: BaseSection) -> None:
+    if find_source(section.model, section.revision).kind == "gguf":
+        require_llama_cpp()
+
+
 STAGE = Stage(
     name="base",
     order=10,
@@ -99,4 +105,5 @@ STAGE = Stage(
     run=run,
     packages=("transformers", "gguf"),
     files=_files,
+    check=_check,
 )

@@ -53,6 +53,10 @@ def _no_files(_section: Any) -> Sequence[Path]:
     return ()
 
 
+def _no_check(_section: Any) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Stage(Generic[SectionT]):
     """One stage of the pipeline. A module in `luthier.stages` with a `STAGE` of this type adds it.
@@ -60,7 +64,8 @@ class Stage(Generic[SectionT]):
     `version` is raised whenever the same inputs give another result. `packages` are the
     distributions whose version is part of the key; so are the seed and the run's name for a stage
     that uses them. `files` lists what the section reads from outside the store; their content is
-    part of the key. `order` is the place in the pipeline.
+    part of the key. `check` raises for what would make the stage fail hours later, such as a
+    missing program. `order` is the place in the pipeline.
     """
 
     name: str
@@ -75,3 +80,4 @@ class Stage(Generic[SectionT]):
     uses_name: bool = False
     packages: tuple[str, ...] = ()
     files: Callable[[SectionT], Sequence[Path]] = _no_files
+    check: Callable[[SectionT], None] = _no_check

@@ -19,8 +19,8 @@ from luthier.serving.answers import (
     transformers_answers,
 )
 from luthier.serving.bundle import BundleFacts, Exported, write_documents
-from luthier.serving.converter import GGUFType, convert
-from luthier.serving.llama_server import LlamaServer
+from luthier.serving.converter import GGUFType, convert, converter_folder
+from luthier.serving.llama_server import LlamaServer, require_llama_cpp
 from luthier.serving.ollama import modelfile
 from luthier.serving.parity import (
     AnswerLimits,
@@ -253,6 +253,13 @@ def _facts(export: _Export, exported: list[Exported]) -> Mapping[str, Any]:
     }
 
 
+def _check(section: ExportSection) -> None:
+    """Before any training: the programs that only the end needs."""
+    if "ollama" in section.targets:
+        converter_folder()
+        require_llama_cpp()
+
+
 STAGE = Stage(
     name="export",
     order=80,
@@ -268,4 +275,5 @@ STAGE = Stage(
     ),
     uses_name=True,
     packages=("torch", "transformers", "xllamacpp"),
+    check=_check,
 )

@@ -42,6 +42,7 @@ class MergeSection(Section):
 def run(section: MergeSection, inputs: StageInputs, workspace: Workspace) -> StageResult:
     """Merge each candidate, keep the better, compare with base + adapter after a fresh load."""
     rows = _held_out(inputs["dataset"].path)
+    scored = rows.select(range(min(SCORED_ROWS, len(rows))))
     candidates = _candidates(section, inputs)
     losses: dict[str, float] = {}
     reports: dict[str, dict[str, Any]] = {}
@@ -49,12 +50,11 @@ def run(section: MergeSection, inputs: StageInputs, workspace: Workspace) -> Sta
         for candidate in candidates:
             folder = _candidate_folder(workspace, candidate)
             reports[candidate] = _merge(inputs, candidate, folder)
-            losses[candidate] = mean_loss(
-                load_model(folder), rows.select(range(min(SCORED_ROWS, len(rows))))
-            )
+            if len(candidates) > 1:
+                losses[candidate] = mean_loss(load_model(folder), scored)
             workspace.raise_if_stopped()
-            task.advance(loss=losses[candidate])
-        kept = min(candidates, key=lambda candidate: losses[candidate])
+            task.advance()
+        kept = min(candidates, key=lambda candidate: losses.get(candidate, 0.0))
         for path in _candidate_folder(workspace, kept).iterdir():
             path.replace(workspace.path / path.name)
         gates, metrics = _parity(inputs, kept, workspace.path, rows)
