@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import shlex
 import shutil
 from pathlib import Path
 
@@ -120,6 +121,11 @@ def _check_documents(bundle: dict[str, bytes]) -> None:
     assert "ollama create package-router:q8_0 -f ollama/Modelfile" in readme
     assert "| q8_0 | 0 of " in readme
     assert SYSTEM_PROMPT in readme
+    requests = [line for line in readme.splitlines() if line.lstrip().startswith("-d ")]
+    assert len(requests) == 2
+    for line in requests:
+        first = json.loads(shlex.split(line)[1])["messages"][0]
+        assert first == {"role": "system", "content": SYSTEM_PROMPT}
 
 
 def test_the_base_in_place_of_the_merged_model_fails(

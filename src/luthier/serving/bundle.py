@@ -1,5 +1,6 @@
 """What stands beside the exported models: README.md and SHA256SUMS."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def _vllm_commands(facts: BundleFacts) -> str:
 ```sh
 vllm serve ./vllm --config vllm/serve.yaml
 curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
-  -d '{{"model": "{facts.name}", "messages": [{{"role": "user", "content": "..."}}]}}'
+  -d '{_request(facts, model=facts.name)}'
 ```
 """
 
@@ -89,9 +90,18 @@ llama.cpp ({exported.quantization}):
 ```sh
 llama-server -m ollama/{exported.file_name} -c {facts.context_tokens} --temp 0
 curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
-  -d '{{"messages": [{{"role": "user", "content": "..."}}]}}'
+  -d '{_request(facts)}'
 ```
 """
+
+
+def _request(facts: BundleFacts, **fields: str) -> str:
+    """A chat request as the model was trained: with its system prompt, which no server adds."""
+    messages = [{"role": "user", "content": "..."}]
+    if facts.system_prompt:
+        messages.insert(0, {"role": "system", "content": facts.system_prompt})
+    request = json.dumps({**fields, "messages": messages}, ensure_ascii=False)
+    return request.replace("'", "'\\''")  # inside single quotes of a shell
 
 
 def _parity_table(exported: Sequence[Exported]) -> str:
