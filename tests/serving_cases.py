@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from luthier.errors import ServingError
-from luthier.serving.converter import CONVERTER_VARIABLE, convert, converter_folder
+from luthier.serving.converter import convert
 from luthier.store.artifact import Workspace
 
 QUESTIONS = (
@@ -25,14 +22,6 @@ QUESTIONS = (
 LABELS = ("games", "mail", "fonts", "web", "sound", "science", "math", "admin")
 SURE_LOSS = 0.02  # nats: far enough from a tie for 8 bits to keep every answer
 SYSTEM_PROMPT = 'Name the "section" of this package.'
-
-
-def use_converter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The converter of this environment (make install), else the copy beside the checkout."""
-    try:
-        converter_folder()
-    except ServingError:
-        monkeypatch.setenv(CONVERTER_VARIABLE, "/tmp/conv")
 
 
 def write_dataset(
@@ -122,7 +111,5 @@ def edit_json(path: Path, **changes: Any) -> None:
 def convert_folder(folder: Path, target: Path) -> Path:
     workspace = target.with_suffix(".workspace")
     workspace.mkdir()
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        use_converter(monkeypatch)
-        convert(folder, target, quantization="q8_0", name="t", workspace=Workspace(workspace))
+    convert(folder, target, quantization="q8_0", name="t", workspace=Workspace(workspace))
     return target

@@ -13,14 +13,9 @@ from luthier.progress import Reporter, Task
 from luthier.serving.converter import convert, converter_folder
 from luthier.serving.gguf_file import ArrayLength, GGUFHeader, read_header
 from luthier.store.artifact import Workspace
-from serving_cases import edit_json, use_converter
+from serving_cases import edit_json
 
 pytest_plugins = "serving_fixtures"
-
-
-@pytest.fixture(autouse=True)
-def _converter(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_converter(monkeypatch)
 
 
 def run_convert(folder: Path, target: Path, workspace: Workspace) -> GGUFHeader:

@@ -15,16 +15,11 @@ from luthier.stages.contract import StageInputs, StageResult
 from luthier.stages.export import STAGE, ExportSection
 from luthier.store.artifact import Artifact, Workspace
 from luthier.store.manifest import ArtifactKind, Environment, Manifest
-from serving_cases import SYSTEM_PROMPT, use_converter
+from serving_cases import SYSTEM_PROMPT
 
 pytest_plugins = "serving_fixtures"
 
 SECTION = ExportSection(probe_rows=8)
-
-
-@pytest.fixture(autouse=True)
-def _converter(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_converter(monkeypatch)
 
 
 def artifact(folder: Path, kind: ArtifactKind) -> Artifact:

@@ -111,3 +111,45 @@ def test_every_dependency_is_explained() -> None:
 )
 def test_files_stay_readable(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 320
+
+
+def readme_blocks(language: str) -> list[str]:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", readme, re.DOTALL)
+
+
+def test_the_readmes_stage_is_a_stage_and_its_format_a_format(tmp_path: Path) -> None:
+    """The two examples run: the stage on a dataset that `prepare`'s own writer made."""
+    from types import SimpleNamespace
+
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    from luthier.data import formats
+    from luthier.stages.contract import StageInputs
+    from luthier.store.artifact import Workspace
+
+    stage_example, format_example = readme_blocks("python")
+    imports = (
+        "import json\nfrom luthier.config import Field, Section\n"
+        "from luthier.data.dataset import load_split\n"
+        "from luthier.stages.contract import Slot, Stage, StageInputs, StageResult\n"
+        "from luthier.store.artifact import Workspace\n"
+        "from luthier.store.files import write_atomically\n"
+    )
+    names: dict[str, object] = {"__name__": "example"}
+    exec(compile(imports + stage_example, "README", "exec"), names)
+    parquet.write_table(pa.table({"input_ids": [[1] * 65, [1] * 3]}), tmp_path / "train.parquet")
+    stage = names["STAGE"]
+    inputs = StageInputs("x", 7, {"dataset": SimpleNamespace(path=tmp_path)})  # type: ignore[dict-item]
+    result = stage.run(stage.section(), inputs, Workspace(tmp_path))  # type: ignore[attr-defined]
+    assert result.metrics == {"long": 1}
+
+    registered = dict(formats.ROW_FORMATS)
+    try:
+        exec(compile(format_example, "README", "exec"), vars(formats))
+        made = formats.ROW_FORMATS["question"].parse({"question": "why?", "answer": "so"})
+    finally:
+        formats.ROW_FORMATS.clear()
+        formats.ROW_FORMATS.update(registered)
+    assert [message["content"] for message in made.messages] == ["why?", "so"]
