@@ -11,7 +11,7 @@ import pytest
 
 from luthier.config import json_schema, load_config
 from luthier.gates import GATES
-from luthier.stages import discover
+from luthier.stages import discover, headings
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "luthier"
@@ -73,6 +73,9 @@ def test_schema_file_is_current() -> None:
 def test_help_loads_nothing_heavy() -> None:
     script = (
         "import sys\nfrom luthier.cli import call\ncode = call(['--help'])\n"
+        "light = {'luthier.cli', 'luthier.errors', 'luthier.stages'}\n"
+        "own = {m for m in sys.modules if m.startswith('luthier.')}\n"
+        "assert own <= light, own - light\n"
         "heavy = {'torch', 'transformers', 'datasets', 'peft', 'trl', 'pyarrow', 'scipy', 'numpy'"
         ", 'plotly', 'bitsandbytes', 'accelerate', 'gguf', 'httpx'} & set(sys.modules)\n"
         "assert not heavy, heavy\nsys.exit(code)\n"
@@ -83,6 +86,11 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
     for stage in discover():
         assert re.search(rf"^\s+{stage}\s", done.stdout, re.MULTILINE), stage
+
+
+def test_headings_are_those_of_the_stages() -> None:
+    stages = [(stage.name, stage.order, stage.summary) for stage in discover().values()]
+    assert [(h.name, h.order, h.summary) for h in headings()] == stages
 
 
 def test_every_gate_that_exists_is_used_and_tested() -> None:

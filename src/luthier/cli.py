@@ -238,9 +238,9 @@ def schema() -> None:
 
 
 def _add_stage_commands() -> None:
-    from luthier.stages import discover
+    from luthier.stages import headings
 
-    for stage in discover().values():
+    for stage in headings():
         app.command(stage.name, help=f"Run one stage: {stage.summary}.")(
             _stage_command(stage.name)
         )
