@@ -15,9 +15,10 @@ from luthier.models.gguf_source import import_gguf
 from luthier.models.loading import load_model, load_tokenizer
 from luthier.models.lora import LoraSection, attach, save_adapter, trainable_dtypes
 from luthier.models.merging import adapter_deltas, cast_weights, dequantised_weights, merge
-from luthier.models.parity import max_logit_difference, probe_logits
+from luthier.models.parity import largest_logit, max_logit_difference, probe_logits
 from luthier.models.sources import find_source, folder_files, source_files
 from luthier.models.weights import describe_weights
+from luthier.stages.merge import MAX_RELATIVE_DIFFERENCE
 
 ROWS = [[1, 9690, 198, 2683, 2], [1, 520, 9531, 198, 28, 7018, 2]]
 
@@ -166,6 +167,20 @@ def test_parity_sees_a_wrong_merge(tiny_base: Path, adapter: Path, tmp_path: Pat
     adapted = load_model(tiny_base, adapter=adapter)
     found = max_logit_difference(probe_logits(adapted, ROWS), probe_logits(load_model(out), ROWS))
     assert found > 1e-2
+
+
+def test_parity_tells_rounding_of_float32_from_that_of_float16(
+    tiny_base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """The threshold of merge-parity lies between the two."""
+    merge(tiny_base, adapter, tmp_path)
+    adapted = probe_logits(load_model(tiny_base, adapter=adapter), ROWS)
+    scale = largest_logit(adapted)
+    exact = max_logit_difference(adapted, probe_logits(load_model(tmp_path), ROWS))
+    assert exact / scale <= MAX_RELATIVE_DIFFERENCE / 5
+    cast_weights(tmp_path, "float16")
+    rounded = max_logit_difference(adapted, probe_logits(load_model(tmp_path), ROWS))
+    assert rounded / scale > MAX_RELATIVE_DIFFERENCE * 2
 
 
 def test_nan_is_the_largest_difference() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from luthier.cli import call
+from luthier.store.files import sha256_file
 from project import luthier, start, write_project
 
 STAGES = ["base", "prepare", "baseline", "sft", "evaluate", "merge", "export"]
@@ -75,6 +76,18 @@ def _mid_stage(folder: Path, stage: str) -> Callable[[], bool]:
             return lambda: any(any(f.is_file() for f in p.rglob("*")) for p in partial())
 
 
+def _contents(stage: Path) -> dict[str, str]:
+    """Output files by name: small texts as they are, to read the difference, else SHA-256."""
+    folder = next(p for p in stage.iterdir() if p.is_dir())
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"):
+        is_text = path.suffix in (".md", ".json", ".jsonl") and path.stat().st_size < 100_000
+        found[str(path.relative_to(folder))] = (
+            path.read_text(encoding="utf-8") if is_text else sha256_file(path)
+        )
+    return found
+
+
 @pytest.mark.slow
 def test_killed_in_every_stage_ends_with_the_same_bytes(project: Path) -> None:
     """kill -9 in each stage in turn; the run that goes on makes what an uninterrupted one made."""
@@ -89,6 +102,8 @@ def test_killed_in_every_stage_ends_with_the_same_bytes(project: Path) -> None:
         assert list((project / "killed" / stage).glob("*.partial")), stage
     done = luthier(project, "run", "run.yaml", "--json", store="killed")
     assert done.returncode == 0, done.stderr
+    for stage in STAGES:
+        assert _contents(project / "killed" / stage) == _contents(project / "artifacts" / stage)
     assert digests(done.stdout) == digests((project / "first.json").read_text(encoding="utf-8"))
     manifest = next((project / "killed" / "sft").glob("*/manifest.json"))
     assert json.loads(manifest.read_text(encoding="utf-8"))["resumed"] >= 1

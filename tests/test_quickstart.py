@@ -35,7 +35,7 @@ def test_quickstart(config: str, store: str) -> None:
     assert {gate["status"] for gate in gates.values() if gate["id"] != "beats-baseline"} == {
         "pass"
     }
-    assert gates["merge-parity"]["measured"] <= 1e-4
+    assert gates["merge-parity"]["measured"] <= 2e-5
     assert gates["gguf-answers"]["measured"] >= 0.98
     bundle = Path(steps["export"]["path"])
     assert (bundle / "ollama" / "Modelfile").read_text(encoding="utf-8").startswith("FROM ")

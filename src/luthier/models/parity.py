@@ -22,6 +22,13 @@ def probe_logits(model: "PreTrainedModel", rows: Sequence[Sequence[int]]) -> "li
         ]
 
 
+def largest_logit(logits: "Sequence[Tensor]") -> float:
+    """The largest absolute logit, the scale that float32 rounding is relative to."""
+    import torch
+
+    return float(torch.stack([row.abs().max() for row in logits]).max())
+
+
 def max_logit_difference(one: "Sequence[Tensor]", other: "Sequence[Tensor]") -> float:
     """The largest absolute difference between two results of `probe_logits`; NaN if any is NaN."""
     import torch
