@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from luthier.serving.vllm import TOKENIZER_FILES, folder_gate, write_folder
+from luthier.serving.vllm import TOKENIZER_FILES, copy_atomically, folder_gate, write_folder
+from luthier.store.files import remove_temporaries
 from serving_cases import edit_json
 
 
@@ -139,3 +140,26 @@ def test_what_must_not_pass(
     gate = folder_gate(vllm_folder, tiny_base)
     assert gate.status == "fail"
     assert told in gate.detail
+
+
+def test_a_copy_that_was_killed_leaves_nothing_in_the_workspace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left has a name that the store sweeps; it was sealed into the bundle once."""
+
+    def killed(_source: Path, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    (tmp_path / "weights").write_bytes(b"whole")
+    folder = tmp_path / "vllm"
+    folder.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfile", killed)
+        with pytest.raises(KeyboardInterrupt):
+            copy_atomically(tmp_path / "weights", folder / "weights")
+    assert len(list(folder.iterdir())) == 1
+    remove_temporaries(folder)
+    assert list(folder.iterdir()) == []
+    copy_atomically(tmp_path / "weights", folder / "weights")
+    assert (folder / "weights").read_bytes() == b"whole"

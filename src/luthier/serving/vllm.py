@@ -1,14 +1,19 @@
 """The folder that vLLM serves, and the check of it."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from luthier.gates import Gate, check
-from luthier.store.files import fsync_file, fsync_folder, sha256_file, write_atomically
+from luthier.store.files import (
+    fsync_file,
+    fsync_folder,
+    sha256_file,
+    temporary_path,
+    write_atomically,
+)
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -78,7 +83,7 @@ def copy_atomically(source: Path, target: Path) -> None:
     """Copy a file, whole or not at all; a target that stands is kept."""
     if target.exists():
         return
-    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    partial = temporary_path(target)
     shutil.copyfile(source, partial)
     fsync_file(partial)
     partial.replace(target)
