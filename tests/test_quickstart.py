@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,16 +15,22 @@ FEWER_ROWS = "prepare.limit={train: 160, validation: 32, test: 48}"
 WARN_ONLY = "gates={beats-baseline: warn}"
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One store for both configs: they share base, dataset and baseline."""
-    return str(tmp_path_factory.mktemp("quickstart") / "artifacts")
-
-
 @pytest.mark.slow
-@pytest.mark.xdist_group("quickstart")
-@pytest.mark.parametrize("config", ["quickstart.yaml", "quickstart_qlora.yaml"])
-def test_quickstart(config: str, store: str) -> None:
+@pytest.mark.timeout(900)
+def test_quickstart_with_lora_and_then_with_qlora(tmp_path: Path) -> None:
+    """Both configs in one store: the second reuses the first's base, dataset and baseline."""
+    store = str(tmp_path / "artifacts")
+    lora = run_quickstart("quickstart.yaml", store)
+    assert {step["state"] for step in lora.values()} == {"run"}
+    qlora = run_quickstart("quickstart_qlora.yaml", store)
+    assert qlora["base"]["state"] == qlora["baseline"]["state"] == "reuse"
+    manifest = json.loads((Path(qlora["merge"]["path"]) / "manifest.json").read_text("utf-8"))
+    assert manifest["facts"]["base_weights"] in ("original", "dequantized")
+    assert set(manifest["metrics"]["validation_loss"]) == {"original", "dequantized"}
+
+
+def run_quickstart(config: str, store: str) -> dict[str, Any]:
+    """The config with fewer rows, to its end; its steps by stage, checked."""
     done = luthier(
         ROOT, "run", f"configs/{config}", "--json", "--set", FEWER_ROWS, "--set", WARN_ONLY,
         "--set", "export.probe_rows=24", store=store,
@@ -42,8 +49,4 @@ def test_quickstart(config: str, store: str) -> None:
     assert (bundle / "ollama" / "model-q8_0.gguf").stat().st_size > 100_000_000
     assert (bundle / "vllm" / "config.json").exists()
     assert os.access(result["report"], os.R_OK)
-    if "qlora" in config:
-        assert steps["base"]["state"] == steps["baseline"]["state"] == "reuse"
-        facts = json.loads((Path(steps["merge"]["path"]) / "manifest.json").read_text("utf-8"))
-        assert facts["facts"]["base_weights"] in ("original", "dequantized")
-        assert set(facts["metrics"]["validation_loss"]) == {"original", "dequantized"}
+    return steps
