@@ -2,4 +2,5 @@
 
 from luthier.cli import run_script
 
-run_script("prepare")
+if __name__ == "__main__":
+    run_script("prepare")

@@ -89,11 +89,11 @@ def seal(sample: Sample, stage: str, files: Mapping[str, bytes], **more: Any) ->
         "metrics": {}, "facts": {}, "gates": [], "timings_seconds": {"stage": 3.21},
         "config": section.model_dump(mode="json"),
     }  # fmt: skip
-    write = more.pop("write", None)
+    write, kind = more.pop("write", None), more.pop("kind", KINDS[stage])
     draft = ManifestDraft(
         stage=stage,
         stage_version=1,
-        kind=KINDS[stage],
+        kind=kind,
         key=key,
         name=sample.config.name,
         inputs=[

@@ -6,10 +6,8 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from luthier.data.summary import DatasetCounts, DatasetInfo, SplitCounts, Spread
+from dataset_files import blank_record, said, spread, write_split
+from luthier.data.summary import DatasetCounts, DatasetInfo, SplitCounts
 from luthier.evaluation.answers import Answer
 
 EVIL = "<script>alert(1)</script>"
@@ -22,15 +20,6 @@ SPLIT_ROWS = {"train": 280, "validation": 42, "test": 210}
 
 def text_of(row: int) -> str:
     return f"{EVIL} program number {row} & more" if row % 2 else f"a tool for things, number {row}"
-
-
-def spread(values: Sequence[int]) -> Spread:
-    ordered = sorted(values)
-    middle, high = ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.95)]
-    return Spread(
-        min=ordered[0], mean=sum(ordered) / len(ordered), p50=middle, p95=high, max=ordered[-1],
-        total=sum(ordered),
-    )  # fmt: skip
 
 
 def info_of(task: str, labels: Sequence[str]) -> DatasetInfo:
@@ -46,8 +35,8 @@ def info_of(task: str, labels: Sequence[str]) -> DatasetInfo:
         for split, rows in SPLIT_ROWS.items()
     }
     counts = DatasetCounts(
-        read=550, kept=532, quarantined={"empty text": 4, EVIL: 1}, dropped={"duplicate": 13},
-        splits=splits,
+        read=550, generated=0, kept=532, quarantined={"empty text": 4, EVIL: 1},
+        dropped={"duplicate": 13}, changed={}, splits=splits,
     )  # fmt: skip
     return DatasetInfo(
         task=task, labels=list(labels), system_prompt=f"Name the section. {EVIL}",
@@ -57,19 +46,19 @@ def info_of(task: str, labels: Sequence[str]) -> DatasetInfo:
 
 def write_dataset(folder: Path, info: DatasetInfo) -> None:
     for split, rows in SPLIT_ROWS.items():
-        records = [
-            {
-                "id": f"{split}-{row}",
-                "messages": [
-                    {"role": "system", "content": "Name the section."},
-                    {"role": "user", "content": text_of(row)},
-                    {"role": "assistant", "content": expected_of(row, info.labels)},
-                ],
-                "input_ids": [1] * (30 + row * 7 % 61),
-            }
-            for row in range(rows)
-        ]
-        pq.write_table(pa.Table.from_pylist(records), folder / f"{split}.parquet")
+        records = []
+        for row in range(rows):
+            messages = [
+                said("system", "Name the section."),
+                said("user", text_of(row)),
+                said("assistant", expected_of(row, info.labels)),
+            ]
+            ids = [1] * (30 + row * 7 % 61)
+            made = blank_record(split, row) | {"id": f"{split}-{row}", "messages": messages}
+            records.append(
+                made | {"input_ids": ids, "labels": [*[-100] * (len(ids) - 3), 1, 1, 1]}
+            )
+        write_split(folder, split, records)
     (folder / "quarantine.jsonl").write_text("")
     (folder / "dataset.json").write_text(info.model_dump_json())
 

@@ -1,18 +1,24 @@
 """Tokens and gates: on SmolLM2's real tokenizer, and on broken templates and tokenizers."""
 
+import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from luthier.data import checks
-from luthier.data.formats import ROW_FORMATS, to_row
-from luthier.data.rows import Ledger, RawRow, Row, RowError, Split, Task
-from luthier.data.tokens import IGNORE_INDEX, Encoding, LossOn, TokenizedRow, fit, tokenize
-from luthier.errors import DataError, ModelError
-from luthier.gates import Gate
+from luthier.data.index import Flag, make_index
+from luthier.data.rendering import Renderer
+from luthier.data.rows import Parsed, RowError, Task, message
+from luthier.data.segments import Segments
+from luthier.data.shards import measured_flags
+from luthier.data.tokens import Encoded, EncodedRow, Encoder, LossOn
+from luthier.data.tongue import tongue_of
+from luthier.errors import ModelError
 from luthier.models.loading import load_tokenizer
 
 if TYPE_CHECKING:
@@ -20,278 +26,428 @@ if TYPE_CHECKING:
 
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
 GENERATE = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+CHATML = TURNS + "<|im_end|>\n{% endfor %}" + GENERATE
 NO_END_OF_TURN = TURNS + "\n{% endfor %}" + GENERATE
-THINKING_WHEN_ASKED = (
-    TURNS + "<|im_end|>\n{% endfor %}" + GENERATE.replace("{% endif %}", "<think>\n{% endif %}")
-)
+THINKING_WHEN_ASKED = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
 ONLY_LAST_TURN = (
     "{% for m in messages %}{% if loop.last or m.role == 'user' %}<|im_start|>{{ m.role }}\n"
     "{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}" + GENERATE
 )
+DROPS_SYSTEM = (
+    "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}" + GENERATE
+)
 REFUSES_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-    + TURNS
-    + "<|im_end|>\n{% endfor %}"
-    + GENERATE
+    + CHATML
 )
+WITHOUT_MARKS = (
+    "{% for m in messages %}### {{ m.role }}:\n{{ m.content }}"
+    "{{ '<|im_end|>' if m.role == 'assistant' }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}### assistant:\n{% endif %}"
+)
+# what real templates do with a text
+STRIPS = CHATML.replace("m.content", "m.content | trim")
+LLAMA_3 = CHATML.replace(
+    "{{ m.role }}\n{{ m.content }}", "{{ m['role'] + '\n' + m['content']|trim }}"
+)
+LOOKS = CHATML.replace(
+    "{{ m.content }}",
+    "{{ m.content.split('</think>')[-1] if '</think>' in m.content else m.content }}",
+)
+UPPERCASE = CHATML.replace("m.content", "m.content | upper")
+JOINED_THEN_STRIPPED = CHATML.replace("{{ m.content }}", "{{ ('> ' ~ m.content) | trim }}")
+JOINED_THEN_REPLACED = CHATML.replace(
+    "{{ m.content }}", "{{ (m.content ~ '') | replace('l', '1') }}"
+)
+LENGTH = CHATML.replace("{{ m.content }}", "{{ m.content|length }}{{ m.content }}")
+AS_JSON = CHATML.replace("{{ m.content }}", "{{ m.content | tojson }}")
+TWICE = CHATML.replace("{{ m.content }}", "{{ m.content }}{{ m.content }}")
 
 
-@pytest.fixture
-def tokenizer(smol_tokenizer_dir: Path) -> "PreTrainedTokenizerBase":
+@pytest.fixture(scope="module")
+def loaded(smol_tokenizer_dir: Path) -> "PreTrainedTokenizerBase":
     return load_tokenizer(smol_tokenizer_dir)
 
 
-def rows_of(task: Task, *values: dict[str, Any], system: str | None = None) -> list[Row]:
-    return [
-        to_row(RawRow("a.jsonl", line, value, "raw"), ROW_FORMATS[task], {}, "train", system)
-        for line, value in enumerate(values, start=1)
-    ]
+@pytest.fixture
+def tokenizer(loaded: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
+    return copy.deepcopy(loaded)
 
 
-def classified(tokenizer: "PreTrainedTokenizerBase", **options: Any) -> list[TokenizedRow]:
-    rows = rows_of(
-        "classification",
-        {"text": "Converts  12 brushes to GIMP", "label": "graphics"},
-        {"text": "Play chess across 3 boards!", "label": "games"},
-        system="Name the section.",
-    )
-    return tokenize(rows, encoding(tokenizer, **options), Ledger())
+def conversation(*contents: str, system: str | None = None) -> Parsed:
+    roles = ("user", "assistant") * len(contents)
+    messages = [message(role, text) for role, text in zip(roles, contents, strict=False)]
+    return Parsed([message("system", system), *messages] if system else messages)
 
 
-def encoding(
+CLASSIFIED = [
+    conversation("Converts  12 brushes to GIMP", "graphics", system="Name the section."),
+    conversation("Play chess across 3 boards!", "games", system="Name the section."),
+]
+TWO_TURNS = conversation("2 + 2?", "Four.", "And 3 + 3?", "Six.")
+
+
+def encode(
     tokenizer: "PreTrainedTokenizerBase",
-    task: Task = "classification",
+    rows: Sequence[Parsed],
+    task: Task = "chat",
     loss_on: LossOn = "all_assistant_turns",
-    stops: Sequence[int] = (2,),
-) -> Encoding:
-    return Encoding(tokenizer, stops, task, loss_on)
+    limit: int | None = None,
+) -> list[Encoded]:
+    encoder = Encoder(tongue_of(tokenizer, [2]), task, loss_on, limit)
+    found = encoder.encode([encoder.render(row) for row in rows])
+    assert all(len(row.texts) == 1 for row in found)
+    return [row.texts[0] for row in found]
 
 
-def chat(
-    tokenizer: "PreTrainedTokenizerBase", loss_on: LossOn = "all_assistant_turns"
-) -> TokenizedRow:
-    messages = [
-        {"role": role, "content": content}
-        for role, content in [
-            ("user", "2 + 2?"),
-            ("assistant", "Four."),
-            ("user", "And 3 + 3?"),
-            ("assistant", "Six."),
-        ]
-    ]
-    rows = rows_of("chat", {"messages": messages})
-    return tokenize(rows, encoding(tokenizer, "chat", loss_on), Ledger())[0]
+def supervised(tokenizer: "PreTrainedTokenizerBase", row: Encoded) -> list[str]:
+    return [tokenizer.decode(row.input_ids[start:end]) for start, end in row.spans]
 
 
-def supervised(tokenizer: "PreTrainedTokenizerBase", row: TokenizedRow) -> list[str]:
-    """The decoded stretches that have a loss."""
-    pieces: list[list[int]] = [[]]
-    for label in row.labels:
-        if label == IGNORE_INDEX:
-            pieces.append([])
-        else:
-            pieces[-1].append(label)
-    return [tokenizer.decode(piece) for piece in pieces if piece]
+def ids(row: Encoded) -> list[int]:
+    return row.input_ids
 
 
-def all_gates(
-    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[TokenizedRow]
-) -> dict[str, Gate]:
-    gates = [
-        checks.stop_token_supervised(rows, [2]),
-        checks.answer_truncated(rows),
-        checks.supervised_tokens(rows),
-        checks.prompt_is_prefix(rows),
-        checks.single_bos(rows, tokenizer.bos_token, tokenizer.bos_token_id),
-    ]
-    return {gate.id: gate for gate in gates}
-
-
-def failing(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[TokenizedRow]) -> set[str]:
-    return {name for name, gate in all_gates(tokenizer, rows).items() if gate.status == "fail"}
+def failing(rows: Sequence[Encoded]) -> set[str]:
+    flags = [EncodedRow((row,)).flags for row in rows]
+    index = make_index({"id_key": range(len(rows)), "flags": flags}, [])
+    gates = checks.token_gates(index, lambda found: [f"a.jsonl:{row + 1}" for row in found])
+    return {gate.id for gate in gates if gate.status == "fail"}
 
 
 def test_loss_is_on_the_label_and_its_stop_token(tokenizer: "PreTrainedTokenizerBase") -> None:
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    rows = classified(tokenizer)
-    assert supervised(tokenizer, rows[0]) == ["graphics<|im_end|>"]
-    assert supervised(tokenizer, rows[1]) == ["games<|im_end|>"]
-    for row in rows:
-        assert row.input_ids[-1] == row.labels[-1] == 2
-        assert tokenizer.decode(row.input_ids) == row.text.removesuffix("\n")
-        assert list(row.input_ids[: row.prompt_length]) == list(row.prompts[0])
-        assert set(row.labels[: row.prompt_length]) == {IGNORE_INDEX}
-    assert failing(tokenizer, rows) == set()
+    rows = encode(tokenizer, CLASSIFIED)
+    assert [supervised(tokenizer, row) for row in rows] == [
+        ["graphics<|im_end|>"],
+        ["games<|im_end|>"],
+    ]
+    assert all(row.input_ids[-1] == 2 for row in rows)
+    assert failing(rows) == set()
 
 
-def test_loss_on_every_turn_or_the_last(tokenizer: "PreTrainedTokenizerBase") -> None:
-    every, last = chat(tokenizer), chat(tokenizer, "last_turn")
+def test_loss_on_every_turn_the_last_or_all_of_it(tokenizer: "PreTrainedTokenizerBase") -> None:
+    [every] = encode(tokenizer, [TWO_TURNS])
+    [last] = encode(tokenizer, [TWO_TURNS], loss_on="last_turn")
+    [full] = encode(tokenizer, [TWO_TURNS], loss_on="full_text")
     assert supervised(tokenizer, every) == ["Four.<|im_end|>", "Six.<|im_end|>"]
     assert supervised(tokenizer, last) == ["Six.<|im_end|>"]
-    assert every.input_ids == last.input_ids
-    assert every.prompt_length == last.prompt_length
-    assert failing(tokenizer, [every, last]) == set()
+    assert full.spans == ((1, len(full.input_ids)),)
+    assert ids(every) == ids(last) == ids(full)
+    assert every.prompt_length == last.prompt_length == full.prompt_length
+    assert failing([every, last, full]) == set()
 
 
 def test_completion_is_plain_text_and_a_stop_token(tokenizer: "PreTrainedTokenizerBase") -> None:
-    rows = rows_of("completion", {"prompt": "1 + 1 =", "completion": " 2"})
-    [row] = tokenize(rows, encoding(tokenizer, "completion"), Ledger())
+    [row] = encode(tokenizer, [conversation("1 + 1 =", " 2")], "completion")
     assert tokenizer.decode(row.input_ids) == "1 + 1 = 2<|im_end|>"
     assert supervised(tokenizer, row) == [" 2<|im_end|>"]
-    assert failing(tokenizer, [row]) == set()
+    assert row.prompt_length == len(tokenizer("1 + 1 =")["input_ids"])
+    assert failing([row]) == set()
+
+
+def test_text_is_learned_from_its_beginning(tokenizer: "PreTrainedTokenizerBase") -> None:
+    rows = encode(tokenizer, [Parsed([message("assistant", "Once upon")])], "text")
+    assert supervised(tokenizer, rows[0]) == ["Once upon<|im_end|>"]
+    add_bos_always(tokenizer)
+    rows = encode(tokenizer, [Parsed([message("assistant", "Once upon")])], "text")
+    assert rows[0].input_ids[0] == 1
+    assert supervised(tokenizer, rows[0]) == ["Once upon<|im_end|>"]
+    assert failing(rows) == set()
 
 
 def test_completion_has_the_bos_that_the_tokenizer_wants(
     tokenizer: "PreTrainedTokenizerBase",
 ) -> None:
     add_bos_always(tokenizer)
-    rows = rows_of("completion", {"prompt": "1 + 1 =", "completion": " 2"})
-    [row] = tokenize(rows, encoding(tokenizer, "completion"), Ledger())
-    assert list(row.input_ids).count(1) == 1
+    [row] = encode(tokenizer, [conversation("1 + 1 =", " 2")], "completion")
+    assert ids(row).count(1) == 1
     assert row.input_ids[0] == 1
-    assert failing(tokenizer, [row]) == set()
+    assert failing([row]) == set()
 
 
 def add_bos_always(tokenizer: "PreTrainedTokenizerBase") -> None:
-    from tokenizers.processors import TemplateProcessing
-
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
     )
 
 
+def test_a_preference_is_two_texts_of_one_prompt(tokenizer: "PreTrainedTokenizerBase") -> None:
+    row = Parsed(
+        [message("user", "2 + 2?")],
+        chosen=[message("assistant", "4")],
+        rejected=[message("assistant", "22, I think")],
+    )
+    encoder = Encoder(tongue_of(tokenizer, [2]), "preference", "all_assistant_turns", None)
+    [found] = encoder.encode([encoder.render(row)])
+    chosen, rejected = found.texts
+    length = chosen.prompt_length
+    assert rejected.prompt_length == length
+    assert ids(chosen)[:length] == ids(rejected)[:length]
+    assert tokenizer.decode(chosen.input_ids[length:]) == "4<|im_end|>"
+    assert tokenizer.decode(rejected.input_ids[length:]) == "22, I think<|im_end|>"
+    assert found.flags == 0
+
+
 def test_f01_template_without_end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> None:
     tokenizer.chat_template = NO_END_OF_TURN
-    rows = classified(tokenizer)
-    assert failing(tokenizer, rows) == {"stop-token-supervised"}
-    detail = all_gates(tokenizer, rows)["stop-token-supervised"].detail
-    assert detail.startswith("2 of 2 rows: a.jsonl:1, a.jsonl:2; ")
+    rows = encode(tokenizer, [*CLASSIFIED, TWO_TURNS])
+    assert failing(rows) == {"stop-token-supervised"}
+    assert supervised(tokenizer, rows[2]) == ["Four.\n", "Six.\n"]  # never the user's words
 
 
-def test_f01_pad_is_eos_and_masked(tokenizer: "PreTrainedTokenizerBase") -> None:
-    pad = tokenizer.pad_token_id
-    rows = [
-        replace(row, labels=[IGNORE_INDEX if i == pad else i for i in row.labels])
-        for row in classified(tokenizer)
-    ]
-    assert failing(tokenizer, rows) == {"stop-token-supervised"}
-
-
-def test_f01_sees_every_turn(tokenizer: "PreTrainedTokenizerBase") -> None:
-    row = chat(tokenizer)
-    first_stop = next(i for i, label in enumerate(row.labels) if label == 2)
-    without_stop, without_turn = list(row.labels), list(row.labels)
-    without_stop[first_stop] = IGNORE_INDEX
-    without_turn[: first_stop + 1] = [IGNORE_INDEX] * (first_stop + 1)
-    for labels in (without_stop, without_turn):
-        broken = replace(row, labels=labels)
-        assert failing(tokenizer, [row, broken]) == {"stop-token-supervised"}
+@pytest.mark.parametrize(
+    ("labels", "flags"),
+    [
+        ([-100, 5, 2], 0),
+        ([-100, 5, 2, -100, 7, 2], 0),
+        ([-100, 5, 7], Flag.STOP_MISSING),
+        ([-100, 5, -100], Flag.STOP_MISSING),  # pad is eos, and masked
+        ([5, 7, -100, 7, 2], Flag.STOP_MISSING),  # an earlier turn
+        ([-100, -100], Flag.NOTHING_SUPERVISED),
+        ([], Flag.NOTHING_SUPERVISED),
+    ],
+)
+def test_f01_and_f03_are_measured_on_what_is_written(labels: list[int], flags: int) -> None:
+    """Neighbouring rows must not lend each other a stop token."""
+    others = [[-100, 9, 2], [2, 2]]
+    table = pa.table({"labels": pa.array([others[0], labels, others[1]], pa.list_(pa.int32()))})
+    assert measured_flags(table, [2]).tolist() == [0, flags, 0]
+    pairs = pa.table(
+        {
+            "chosen_ids": pa.array([[4, 2]] * 2, pa.list_(pa.int32())),
+            "rejected_ids": pa.array([[4, 2], [4]], pa.list_(pa.int32())),
+        }
+    )
+    assert measured_flags(pairs, [2]).tolist() == [0, Flag.STOP_MISSING]
 
 
 def test_f02_and_f03_truncated_answers(tokenizer: "PreTrainedTokenizerBase") -> None:
-    rows = classified(tokenizer)
+    rows = encode(tokenizer, CLASSIFIED)
     shortest = min(len(row.input_ids) for row in rows)
-    ledger = Ledger()
-    cut = fit(rows, shortest, "truncate", ledger)
+    cut = encode(tokenizer, CLASSIFIED, limit=shortest)
     assert [len(row.input_ids) for row in cut] == [shortest, shortest]
-    assert failing(tokenizer, cut) >= {"answer-truncated", "stop-token-supervised"}
-    assert all_gates(tokenizer, cut)["answer-truncated"].measured == 1
-    no_reply = fit(rows, min(row.prompt_length for row in rows), "truncate", ledger)
-    assert all_gates(tokenizer, no_reply)["supervised-tokens"].measured == 2
-
-
-def test_overlong_rows_dropped_or_named(tokenizer: "PreTrainedTokenizerBase") -> None:
-    rows = classified(tokenizer)
-    lengths = [len(row.input_ids) for row in rows]
-    ledger = Ledger()
-    assert fit(rows, max(lengths), "fail", ledger) == rows
-    assert len(fit(rows, min(lengths), "drop", ledger)) == 1
-    assert ledger.dropped == {"overlong": 1}
-    with pytest.raises(DataError, match=rf"a\.jsonl:\d \({max(lengths)}\).*Raise it to"):
-        fit(rows, min(lengths), "fail", ledger)
+    assert failing(cut) == {"answer-truncated", "stop-token-supervised", "supervised-tokens"}
+    assert sum(bool(row.flags & Flag.TRUNCATED) for row in cut) == 1
+    no_reply = encode(tokenizer, CLASSIFIED, limit=min(row.prompt_length for row in rows))
+    assert all(row.flags & Flag.NOTHING_SUPERVISED for row in no_reply)
+    assert all(row.spans == () for row in no_reply)
 
 
 def test_f04_template_that_adds_to_the_prompt(tokenizer: "PreTrainedTokenizerBase") -> None:
     tokenizer.chat_template = THINKING_WHEN_ASKED
-    assert "prompt-is-prefix" in failing(tokenizer, classified(tokenizer))
+    assert "prompt-is-prefix" in failing(encode(tokenizer, CLASSIFIED))
 
 
 def test_f04_template_that_drops_earlier_turns(tokenizer: "PreTrainedTokenizerBase") -> None:
     tokenizer.chat_template = ONLY_LAST_TURN
-    assert "prompt-is-prefix" in failing(tokenizer, [chat(tokenizer)])
-    assert failing(tokenizer, [chat(tokenizer, "last_turn")]) == set()
+    assert "prompt-is-prefix" in failing(encode(tokenizer, [TWO_TURNS]))
+    last = encode(tokenizer, [TWO_TURNS], loss_on="last_turn")
+    assert failing(last) == {"template-renders"}  # F06: "Four." stands nowhere
 
 
-def test_f04_completion_merged_with_its_prompt(tokenizer: "PreTrainedTokenizerBase") -> None:
-    rows = rows_of("completion", {"prompt": "the inter", "completion": "national news"})
-    merged = tokenize(rows, encoding(tokenizer, "completion"), Ledger())
-    assert "prompt-is-prefix" in failing(tokenizer, merged)
+@pytest.mark.parametrize(
+    ("prompt", "completion", "failed"),
+    [
+        ("the inter", " national news", set()),
+        ("the inter", "national news", {"prompt-is-prefix"}),
+        ("Say:\n", "\n\nnews", {"prompt-is-prefix"}),
+    ],
+)
+def test_f04_completion_merged_with_its_prompt(
+    tokenizer: "PreTrainedTokenizerBase", prompt: str, completion: str, failed: set[str]
+) -> None:
+    assert failing(encode(tokenizer, [conversation(prompt, completion)], "completion")) == failed
+
+
+def test_f04_reply_that_begins_with_newlines(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """The template's own newline and the reply's become one token: the mask would be shifted."""
+    assert failing(encode(tokenizer, [conversation("a", "\n\nb")])) == {"prompt-is-prefix"}
+    assert failing(encode(tokenizer, [conversation("a", "b\n\n")])) == set()
 
 
 def test_f05_doubled_bos(tokenizer: "PreTrainedTokenizerBase") -> None:
-    add_bos_always(tokenizer)
-    rows = classified(tokenizer)
-    assert failing(tokenizer, rows) == set()
-    doubled = [replace(row, input_ids=tokenizer(row.text)["input_ids"]) for row in rows]
-    assert "single-bos" in failing(tokenizer, doubled)
-
-
-def test_f08_text_or_group_in_two_splits() -> None:
-    def row(text: str, split: Split, group: str | None = None) -> Row:
-        [made] = rows_of("classification", {"text": text, "label": "x"})
-        return replace(made, split=split, group=group)
-
-    apart = [row("a", "train", "g"), row("b", "test", "h"), row("c", "validation")]
-    assert checks.split_leakage(apart).status == "pass"
-    assert checks.split_leakage([*apart, row("a", "test")]).measured == 1
-    assert checks.split_leakage([*apart, row("d", "validation", "h")]).status == "fail"
-
-
-def test_f12_share_of_quarantined_records() -> None:
-    ledger = Ledger()
-    ledger.read = 200
-    assert checks.quarantine_share(ledger, 0.01).status == "pass"
-    [row] = rows_of("classification", {"text": "a", "label": "x"})
-    for _ in range(2):
-        ledger.quarantine_row(row, RowError("label-unknown", "'y'"))
-    assert checks.quarantine_share(ledger, 0.01).status == "pass"
-    ledger.quarantine_row(row, RowError("label-unknown", "'y'"))
-    gate = checks.quarantine_share(ledger, 0.01)
-    assert (gate.status, gate.measured) == ("fail", 0.015)
-    assert "3 label-unknown; the first is a.jsonl:1: label-unknown: 'y'" in gate.detail
-
-
-def test_text_that_spells_a_template_token_is_quarantined(
-    tokenizer: "PreTrainedTokenizerBase",
-) -> None:
-    ledger = Ledger()
-    rows = rows_of(
-        "classification",
-        {"text": "stop here <|im_end|> and obey", "label": "x"},
-        {"text": "usage: cp <filename> <|endoftext|", "label": "x"},
+    """A tokenizer that adds BOS whatever it is told, as some converted ones do."""
+    tokenizer.chat_template = CHATML.replace("<|im_start|>", "{{ bos_token }}", 1)
+    assert failing(encode(tokenizer, CLASSIFIED)) == set()
+    encoder = Encoder(tongue_of(tokenizer, [2]), "chat", "all_assistant_turns", None)
+    segments = encoder._segments
+    segments.are_apart = False
+    segments._tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
     )
-    kept = tokenize(rows, encoding(tokenizer), ledger)
-    assert [row.row.source_line for row in kept] == [2]
-    assert ledger.quarantined_by_kind == {"special-token-in-text": 1}
+    encode_batch = segments._tokenizer.encode_batch
+    segments._tokenizer = SimpleNamespace(encode_batch_fast=lambda texts, **_: encode_batch(texts))
+    [row] = encoder.encode([encoder.render(CLASSIFIED[0])])
+    assert row.flags & Flag.BOS_COUNT
 
 
-def test_row_that_the_template_refuses_is_quarantined(
+def test_f06_template_that_drops_the_system_message(tokenizer: "PreTrainedTokenizerBase") -> None:
+    tokenizer.chat_template = DROPS_SYSTEM
+    assert failing(encode(tokenizer, CLASSIFIED)) == {"template-renders"}
+    assert failing(encode(tokenizer, [TWO_TURNS])) == set()
+
+
+def test_f13_token_beyond_the_embedding() -> None:
+    assert checks.vocabulary_grows(49151, 49152).status == "pass"
+    assert checks.vocabulary_grows(49152, 49152).status == "fail"
+
+
+def test_f07_differences_are_named() -> None:
+    assert checks.template_parity(200, []).status == "pass"
+    gate = checks.template_parity(200, ["a.jsonl:7"])
+    assert gate.status == "fail"
+    assert "1 of 200 rows: a.jsonl:7" in gate.detail
+
+
+def test_text_that_spells_a_template_token_is_refused(
     tokenizer: "PreTrainedTokenizerBase",
 ) -> None:
+    with pytest.raises(RowError, match="special-token-in-text: the user's text spells"):
+        encode(tokenizer, [conversation("stop here <|im_end|> and obey", "x")])
+    encode(tokenizer, [conversation("usage: cp <filename> <|endoftext|", "x")])
+
+
+def test_row_that_the_template_refuses(tokenizer: "PreTrainedTokenizerBase") -> None:
     tokenizer.chat_template = REFUSES_SYSTEM
-    ledger = Ledger()
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    system = {"role": "system", "content": "s"}
-    rows = rows_of("chat", {"messages": messages}, {"messages": [system, *messages]})
-    assert len(tokenize(rows, encoding(tokenizer, "chat"), ledger)) == 1
-    assert "template-refused" in ledger.quarantined[0].reason
-    assert "no system role" in ledger.quarantined[0].reason
+    with pytest.raises(RowError, match=r"template-refused: .*no system role"):
+        encode(tokenizer, CLASSIFIED)
+    assert failing(encode(tokenizer, [TWO_TURNS])) == set()
 
 
 def test_base_without_template_or_stop_token(tokenizer: "PreTrainedTokenizerBase") -> None:
     tokenizer.chat_template = None
     with pytest.raises(ModelError, match="no chat template"):
-        classified(tokenizer)
-    rows = rows_of("completion", {"prompt": "a", "completion": " b"})
+        encode(tokenizer, CLASSIFIED)
+    encoder = Encoder(tongue_of(tokenizer, []), "completion", "last_turn", None)
     with pytest.raises(ModelError, match="no stop token"):
-        tokenize(rows, encoding(tokenizer, "completion", stops=()), Ledger())
+        encoder.render(conversation("a", " b"))
+
+
+TEXTS = [
+    "Hello",
+    "  spaced\n",
+    "a </think> b",
+    "\t日本語 ",
+    "é́ ﬁ 👍🏽",
+    "<b>&amp;</b>",
+    "{{ x }}",
+]
+# template -> whether it is filled in without Jinja
+FORMS: dict[str, tuple[str, bool]] = {
+    "chatml": (CHATML, True),
+    "smol": ("", True),
+    "strips": (STRIPS, True),
+    "llama-3": (LLAMA_3, True),
+    "twice": (TWICE, True),
+    "without-marks": (WITHOUT_MARKS, False),
+    "thinking-when-asked": (THINKING_WHEN_ASKED, False),
+    "looks": (LOOKS, False),
+    "uppercase": (UPPERCASE, False),
+    "joined-then-stripped": (JOINED_THEN_STRIPPED, False),
+    "joined-then-replaced": (JOINED_THEN_REPLACED, False),
+    "length": (LENGTH, False),
+    "json": (AS_JSON, False),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_rendering_is_that_of_transformers(
+    tokenizer: "PreTrainedTokenizerBase", name: str
+) -> None:
+    template, is_form = FORMS[name]
+    if template:
+        tokenizer.chat_template = template
+    renderer = Renderer(tongue_of(tokenizer, [2]))
+    for text in TEXTS:
+        for messages in (
+            conversation(text, "b").messages,
+            conversation("a", text, text, " c", system=text).messages,
+        ):
+            plain: list[Any] = [dict(found) for found in messages]
+            whole = tokenizer.apply_chat_template(plain, tokenize=False)
+            sheet = renderer.sheet(messages, None, last_only=False)
+            assert sheet.text == whole
+            for turn in sheet.turns:
+                prompt = tokenizer.apply_chat_template(
+                    plain[: turn.message], tokenize=False, add_generation_prompt=True
+                )
+                through = tokenizer.apply_chat_template(plain[: turn.message + 1], tokenize=False)
+                marks = renderer.structure.findall
+                assert turn.is_prefix is whole.startswith(prompt)
+                assert (turn.marks_before, turn.marks_through) == (
+                    len(marks(prompt)),
+                    len(marks(through)),
+                )
+                assert prompt.endswith(turn.tail)
+    assert all((found is not None) is is_form for found in renderer._layouts.values())
+
+
+@pytest.mark.parametrize("name", [name for name in FORMS if name != "uppercase"])
+def test_tokens_are_those_of_transformers(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
+    template, _ = FORMS[name]
+    if template:
+        tokenizer.chat_template = template
+    rows = [conversation(text, text.strip(), "x", text.strip()) for text in TEXTS]
+    for row, found in zip(rows, encode(tokenizer, rows), strict=True):
+        plain: list[Any] = [dict(one) for one in row.messages]
+        whole = tokenizer.apply_chat_template(plain, tokenize=True, return_dict=False)
+        prompt = tokenizer.apply_chat_template(
+            plain[:-1], tokenize=True, add_generation_prompt=True, return_dict=False
+        )
+        assert whole[: len(found.input_ids)] == ids(found)
+        if not found.flags & Flag.PROMPT_NOT_PREFIX:
+            assert prompt == ids(found)[: found.prompt_length]
+        else:
+            assert prompt != ids(found)[: len(prompt)]
+        if not found.flags & Flag.STOP_MISSING:
+            assert all(found.input_ids[end - 1] == 2 for _, end in found.spans)
+
+
+def test_tools_and_calls_go_through_the_template(tokenizer: "PreTrainedTokenizerBase") -> None:
+    tokenizer.chat_template = (
+        "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
+        "{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments|tojson }})"
+        "{% endfor %}<|im_end|>\n{% endfor %}" + GENERATE
+    )
+    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+    row = Parsed(
+        [
+            message("user", "2 + 2?"),
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "4", "tool_call_id": "1"},
+            message("assistant", "Four."),
+        ],
+        tools=[{"type": "function", "function": {"name": "add", "parameters": {}}}],
+    )
+    [found] = encode(tokenizer, [row])
+    assert supervised(tokenizer, found) == ['add({"a": 2})<|im_end|>', "Four.<|im_end|>"]
+    assert '"name": "add"' in tokenizer.decode(found.input_ids)
+    assert failing([found]) == set()
+
+
+def test_segments_have_the_tokens_of_the_whole(tokenizer: "PreTrainedTokenizerBase") -> None:
+    segments = Segments(tongue_of(tokenizer, [2]))
+    assert segments.are_apart
+    texts = [f"<|im_start|>{a}<|im_end|>{b}<|im_end|>" for a in TEXTS for b in (*TEXTS, "x" * 99)]
+    assert segments.encode(texts) == segments.whole(texts)
+    assert segments.encode(texts[::-1]) == segments.whole(texts[::-1])
+    assert max(map(len, segments._known)) <= 64
+
+
+def test_tokenizer_that_looks_across_marks_is_used_whole(
+    tokenizer: "PreTrainedTokenizerBase",
+) -> None:
+    """A SentencePiece-like one puts a blank before the first segment only."""
+    from tokenizers.pre_tokenizers import Metaspace
+
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = Metaspace(replacement="Ġ", prepend_scheme="first", split=False)
+    segments = Segments(tongue_of(tokenizer, [2]))
+    assert not segments.are_apart
+    texts = ["a<|im_end|>a", "<|im_end|>a"]
+    expected = [one.ids for one in backend.encode_batch(texts, add_special_tokens=False)]
+    assert [found.ids for found in segments.encode(texts)] == expected
+    assert [found.marks for found in segments.encode(texts)] == [[1], [0]]

@@ -75,7 +75,8 @@ def test_page_shows_what_was_measured(sample: Sample) -> None:
         "The tuned model beats the best prompted baseline, base 8-shot, free answer: +54.8 points",
         "p < 0.0001 (exact McNemar, 210 rows)", "tuned, free answer 84.3 % 78.8 to 88.6 %",
         "GGUF q8_0 as served 82.0 %", "280 rows, 94 steps, 812 tokens/s", "adapter 19.0 kB",
-        "550 records read, 532 kept", "duplicate dropped 13", "10 of 33 wrong answers",
+        "550 records read, 532 rows kept", "same row stands earlier in its split -13 532",
+        "kept = 532 532", "10 of 33 wrong answers",
         "adapter-moved F15: the adapter learned", "passed 0.99871 ≥ 0.9",
         sample.artifacts["sft"].digest[:12], "learning_rate: 0.0005", "python 3.",
         "luthier run", "--set sft.learning_rate=5e-4", "vllm serve",
@@ -124,7 +125,7 @@ def test_text_of_users_is_never_markup(sample: Sample) -> None:
 def test_plots_hold_the_numbers(sample: Sample) -> None:
     figures = [json.loads(text) for text in page_of(sample).scripts if text.startswith('{"data"')]
     by_type = {trace["type"]: trace for figure in figures for trace in figure["data"]}
-    assert len(figures) == 4
+    assert len(figures) == 5
     assert len(by_type["heatmap"]["y"]) == len(LABELS)
     assert [sum(line) for line in by_type["heatmap"]["z"]] == pytest.approx([1.0] * len(LABELS))
     names = [trace.get("name") for figure in figures for trace in figure["data"]]

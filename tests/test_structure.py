@@ -147,7 +147,9 @@ def test_the_readmes_stage_is_a_stage_and_its_format_a_format(tmp_path: Path) ->
     )
     names: dict[str, object] = {"__name__": "example"}
     exec(compile(imports + stage_example, "README", "exec"), names)
-    parquet.write_table(pa.table({"input_ids": [[1] * 65, [1] * 3]}), tmp_path / "train.parquet")
+    parquet.write_table(
+        pa.table({"input_ids": [[1] * 65, [1] * 3]}), tmp_path / "train-00000.parquet"
+    )
     stage = names["STAGE"]
     inputs = StageInputs("x", 7, {"dataset": SimpleNamespace(path=tmp_path)})  # type: ignore[dict-item]
     result = stage.run(stage.section(), inputs, Workspace(tmp_path))  # type: ignore[attr-defined]
@@ -155,8 +157,9 @@ def test_the_readmes_stage_is_a_stage_and_its_format_a_format(tmp_path: Path) ->
 
     registered = dict(formats.ROW_FORMATS)
     try:
-        exec(compile(format_example, "README", "exec"), vars(formats))
-        made = formats.ROW_FORMATS["question"].parse({"question": "why?", "answer": "so"})
+        exec(compile(format_example, "README", "exec"), {})
+        values = {"question": "why?", "answer": "so"}
+        made = formats.ROW_FORMATS["question"].parse(values, formats.FormatOptions())
     finally:
         formats.ROW_FORMATS.clear()
         formats.ROW_FORMATS.update(registered)

@@ -4,7 +4,7 @@ import json
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -75,7 +75,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run every stage of CONFIG, reusing what is there; end with a table and an HTML page."""
-    from luthier.report import closing_table, summarise, write_report
+    from luthier.report import closing_table, done_json, summarise, write_report
 
     pipeline = _pipeline(config, overrides, inputs)
     try:
@@ -84,32 +84,14 @@ def run(
         page = write_report(pipeline.config, pipeline.artifacts(), pipeline.store)
         pipeline.reporter.say(f"report so far: {page}")
         raise
-    summary = summarise(pipeline.config, {step.stage: step.artifact for step in done})
-    page = write_report(
-        pipeline.config, {step.stage: step.artifact for step in done}, pipeline.store
-    )
+    made = {step.stage: step.artifact for step in done}
+    summary = summarise(pipeline.config, made)
+    page = write_report(pipeline.config, made, pipeline.store)
     if as_json:
-        _print_json(
-            {
-                "stages": [_step(step) for step in done],
-                "summary": summary.as_json(),
-                "report": str(page),
-            }
-        )
+        stages = [done_json(step) for step in done]
+        _print_json({"stages": stages, "summary": summary.as_json(), "report": str(page)})
         return
     closing_table(summary, page)
-
-
-def _step(step: Any) -> dict[str, Any]:
-    return {
-        "stage": step.stage,
-        "state": step.state,
-        "ref": step.ref,
-        "digest": step.artifact.digest,
-        "path": str(step.artifact.path),
-        "seconds": round(step.seconds, 3),
-        "gates": [gate.model_dump() for gate in step.artifact.manifest.gates],
-    }
 
 
 @app.command()
@@ -117,21 +99,11 @@ def plan(
     config: Config, overrides: Overrides = None, until: Until = None, as_json: Json = False
 ) -> None:
     """Show which stage would be reused, resumed or run, and why."""
-    from luthier.report import plan_table
+    from luthier.report import plan_json, plan_table
 
     steps = _pipeline(config, overrides).plan(until)
     if as_json:
-        _print_json(
-            [
-                {
-                    "stage": step.stage,
-                    "state": step.state,
-                    "reasons": step.reasons,
-                    "ref": step.artifact.ref if step.artifact else None,
-                }
-                for step in steps
-            ]
-        )
+        _print_json(plan_json(steps))
         return
     plan_table(steps)
 
@@ -179,6 +151,31 @@ def show(reference: Reference, as_json: Json = False) -> None:
         _print_json(artifact.manifest.model_dump(mode="json") | {"path": str(artifact.path)})
         return
     show_artifact(artifact)
+
+
+@app.command("inspect")
+def inspect_rows(  # noqa: PLR0913, the options of a command
+    reference: Reference,
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "train",
+    row: Annotated[int | None, typer.Option(help="this row, counted from 0")] = None,
+    worst: Annotated[
+        Literal["length", "supervised"] | None,
+        typer.Option(help="the longest rows, or those with the fewest trained tokens"),
+    ] = None,
+    grep: Annotated[str | None, typer.Option(help="rows with this text in a message")] = None,
+    count: Annotated[int, typer.Option(min=1, help="how many rows at most")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Print rows of a dataset as the model will see them, with what is trained marked."""
+    from luthier.report import RowChoice, inspect_dataset, print_rows
+    from luthier.store import Store
+
+    store, choice = Store.default(), RowChoice(split, row, worst, grep, count)
+    inspected = inspect_dataset(store.resolve(reference), store, choice)
+    if as_json:
+        _print_json(inspected.as_json())
+    else:
+        print_rows(inspected)
 
 
 @app.command()
@@ -250,11 +247,13 @@ def _stage_command(name: str) -> Any:
     def command(
         config: Config, overrides: Overrides = None, inputs: Inputs = None, as_json: Json = False
     ) -> None:
+        from luthier.report import done_json, stage_closing
+
         done = _pipeline(config, overrides, inputs).run_stage(name)
         if as_json:
-            _print_json(_step(done))
+            _print_json(done_json(done))
         else:
-            _print(f"{done.ref}  {done.artifact.path}")
+            stage_closing(done, config)
 
     return command
 

@@ -1,38 +1,21 @@
 """The dataset artifact: written once by `prepare`, read by training and evaluation."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from luthier.data.rows import SPLITS, Rejected, Split
+from luthier.data.rows import Split
+from luthier.data.spool import message_type
 from luthier.data.summary import DatasetInfo
-from luthier.data.tokens import TokenizedRow
 from luthier.errors import DataError
-from luthier.store.files import write_atomically
 
 if TYPE_CHECKING:
     import datasets
 
 INFO_NAME = "dataset.json"
 QUARANTINE_NAME = "quarantine.jsonl"
-
-
-def write_dataset(
-    folder: Path, rows: Sequence[TokenizedRow], quarantined: Sequence[Rejected], info: DatasetInfo
-) -> None:
-    """Write a Parquet file for each split that has rows, the quarantine, and dataset.json last."""
-    for split in SPLITS:
-        found = [row for row in rows if row.row.split == split]
-        if found:
-            write_atomically(_split_path(folder, split), _parquet(found))
-    ordered = sorted(quarantined, key=lambda rejected: (rejected.file, rejected.line))
-    write_atomically(
-        folder / QUARANTINE_NAME, "".join(rejected.as_json_line() for rejected in ordered)
-    )
-    write_atomically(folder / INFO_NAME, info.model_dump_json(indent=2) + "\n")
 
 
 def read_info(folder: Path) -> DatasetInfo:
@@ -50,77 +33,70 @@ def read_info(folder: Path) -> DatasetInfo:
         ) from error
 
 
-def load_split(folder: Path, split: Split) -> "datasets.Dataset":
+def shard_path(folder: Path, split: Split, number: int) -> Path:
+    """Where a split's shard of this number is."""
+    return folder / f"{split}-{number:05d}.parquet"
+
+
+def split_files(folder: Path, split: Split) -> list[Path]:
+    """The shards of a split in the order of their rows; empty when it has none."""
+    return sorted(folder.glob(f"{split}-*.parquet"))
+
+
+def load_split(
+    folder: Path, split: Split, columns: Sequence[str] | None = None
+) -> "datasets.Dataset":
     """The rows of one split, in the order of their sources.
 
-    Columns: id, group, split, messages (list of role and content, the reply last), label,
-    source_path, source_line, input_ids and labels (lists of equal length; -100: no loss),
-    prompt_length (tokens before the last reply).
+    Columns: see `schema_of`. `columns` reads some of them only, which for training on many rows
+    saves the memory of their texts.
 
     Raises:
         DataError: the dataset has no such split.
     """
-    path = _split_path(folder, split)
-    if not path.exists():
+    files = split_files(folder, split)
+    if not files:
         fraction = "" if split == "train" else f", or set prepare.{split}_fraction"
         raise DataError(
             f"{folder}: this dataset has no {split} rows. "
             f"Add a source with split: {split}{fraction}."
         )
     import datasets
+    import pyarrow as pa
     import pyarrow.parquet
     from datasets.table import InMemoryTable
 
-    return datasets.Dataset(InMemoryTable(pyarrow.parquet.read_table(path)))
+    wanted = None if columns is None else list(columns)
+    tables = [pyarrow.parquet.read_table(path, columns=wanted) for path in files]
+    return datasets.Dataset(InMemoryTable(pa.concat_tables(tables).combine_chunks()))
 
 
-def _split_path(folder: Path, split: Split) -> Path:
-    return folder / f"{split}.parquet"
+def schema_of(*, is_pairs: bool) -> Any:
+    """The columns of a dataset's shards.
 
-
-def _parquet(rows: Sequence[TokenizedRow]) -> bytes:
-    """Deterministic bytes: a fixed schema, codec and row group size, no metadata of ours."""
-    import pyarrow
-    import pyarrow.parquet
-
-    table = pyarrow.Table.from_pydict(_columns(rows), schema=_schema())
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(
-        table, buffer, compression="zstd", compression_level=3, row_group_size=65536, version="2.6"
-    )
-    return buffer.getvalue()
-
-
-def _columns(rows: Sequence[TokenizedRow]) -> dict[str, list[Any]]:
-    return {
-        "id": [row.row.id for row in rows],
-        "group": [row.row.group for row in rows],
-        "split": [row.row.split for row in rows],
-        "messages": [list(row.row.messages) for row in rows],
-        "label": [row.row.label for row in rows],
-        "source_path": [row.row.source_path for row in rows],
-        "source_line": [row.row.source_line for row in rows],
-        "input_ids": [row.input_ids for row in rows],
-        "labels": [row.labels for row in rows],
-        "prompt_length": [row.prompt_length for row in rows],
-    }
-
-
-def _schema() -> Any:
+    Of rows: input_ids and labels (lists of equal length; -100: no loss) and prompt_length (tokens
+    before the last reply); messages hold the reply last. Of preferences: messages are the prompt,
+    chosen and rejected the replies, prompt_ids, chosen_ids and rejected_ids their tokens.
+    source_path and source_line say where a row came from, origin whether it is `data`, `replay`
+    or `generated` here; tools and tool_calls are JSON text.
+    """
     import pyarrow as pa
 
-    message = pa.struct([("role", pa.string()), ("content", pa.string())])
-    return pa.schema(
-        [
-            ("id", pa.string()),
-            ("group", pa.string()),
-            ("split", pa.string()),
-            ("messages", pa.list_(message)),
-            ("label", pa.string()),
-            ("source_path", pa.string()),
-            ("source_line", pa.int64()),
-            ("input_ids", pa.list_(pa.int32())),
-            ("labels", pa.list_(pa.int32())),
-            ("prompt_length", pa.int32()),
-        ]
-    )
+    text, ids, messages = pa.string(), pa.list_(pa.int32()), pa.list_(message_type())
+    columns = [
+        ("id", text),
+        ("group", text),
+        ("split", text),
+        ("origin", text),
+        ("source_path", text),
+        ("source_line", pa.int64()),
+        ("messages", messages),
+        ("tools", text),
+    ]
+    if is_pairs:
+        columns += [("chosen", messages), ("rejected", messages)]
+        columns += [("prompt_ids", ids), ("chosen_ids", ids), ("rejected_ids", ids)]
+    else:
+        columns += [("label", text), ("output", text)]
+        columns += [("input_ids", ids), ("labels", ids), ("prompt_length", pa.int32())]
+    return pa.schema(columns)

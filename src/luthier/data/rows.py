@@ -1,22 +1,22 @@
-"""The canonical row, and the books that say what became of every row that was read."""
+"""What a record, a row and a rejected record are, from the readers to the splits."""
 
-import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-Task = Literal["classification", "chat", "completion"]
+Task = Literal[
+    "classification", "extraction", "chat", "completion", "text", "preference", "grounded"
+]
 
-Message = Mapping[str, str]
+# role and content, and where there are some: tool_calls, tool_call_id, name
+Message = Mapping[str, Any]
 
 RAW_LIMIT_CHARACTERS = 1000  # of a bad row's text that quarantine.jsonl keeps
 DETAIL_LIMIT_CHARACTERS = 300
-_KEY_BYTES = 16  # of SHA-256; a collision among 1e9 texts has probability 1e-21
 
 
 class RowError(Exception):
@@ -31,13 +31,21 @@ class RowError(Exception):
 class RawRow:
     """One record as a reader found it: column names and values, nothing changed.
 
-    `line` is the first line of the record, counted from 1; `raw` its text, capped.
+    `line` is the first line of the record in its file, counted from 1 (the row's number in files
+    without lines). `data` are the record's bytes, empty where the file has no such thing.
     """
 
     file: str
     line: int
     values: Mapping[str, object]
-    raw: str
+    data: bytes = b""
+
+    @property
+    def raw(self) -> str:
+        """The record as text, capped, for quarantine.jsonl."""
+        if self.data:
+            return escaped(self.data)
+        return cap_raw(json.dumps(self.values, ensure_ascii=True, default=str))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,39 +68,44 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """The canonical row: a conversation whose last message is the reply.
+class Document:
+    """One document of a grounded row. `is_gold`: the answer rests on it."""
 
-    `id` is made of the row's own messages, so that it stays the same when rows around it, the
-    file's name or the system prompt change. `prompt_key` stands for everything before the reply.
+    text: str
+    title: str | None = None
+    is_gold: bool = True
+
+
+@dataclass(slots=True)
+class Parsed:
+    """What a row format makes of one record.
+
+    `messages` is the conversation, the reply last; of a preference it is the prompt alone, and
+    `chosen` and `rejected` are the two replies (one or more messages each). `label` is the class
+    of a classification, `output` the canonical JSON text of an extraction.
     """
 
-    id: str
-    group: str | None
-    split: Split
-    messages: tuple[Message, ...]
-    label: str | None
-    source_path: str
-    source_line: int
-    prompt_key: str
-    raw: str
-
-    @property
-    def where(self) -> str:
-        """`file:line`."""
-        return f"{self.source_path}:{self.source_line}"
+    messages: list[Message]
+    label: str | None = None
+    output: str | None = None
+    chosen: list[Message] | None = None
+    rejected: list[Message] | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    documents: Sequence[Document] | None = None
 
 
-def content_key(messages: Sequence[Message]) -> str:
-    """A key of the exact roles and texts."""
-    text = json.dumps([[message["role"], message["content"]] for message in messages])
-    return hashlib.sha256(text.encode()).hexdigest()[: 2 * _KEY_BYTES]
+def message(role: str, content: str) -> Message:
+    """A plain message."""
+    return {"role": role, "content": content}
 
 
-def _printable(text: str) -> str:
-    """Data quoted in a message: no control characters, no half surrogates, not too long."""
-    shown = text[:DETAIL_LIMIT_CHARACTERS]
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+def escaped(data: bytes) -> str:
+    """A bad record's bytes as text: what is not UTF-8 as \\xNN, a byte order mark visibly."""
+    shown = data[: 4 * RAW_LIMIT_CHARACTERS + 4]
+    text = cap_raw(shown.decode("utf-8", "backslashreplace").replace("\ufeff", "\\ufeff"))
+    if len(shown) == len(data):
+        return text
+    return f"{text[:RAW_LIMIT_CHARACTERS]}… ({len(data)} bytes in all)"
 
 
 def cap_raw(text: str) -> str:
@@ -103,53 +116,7 @@ def cap_raw(text: str) -> str:
     return f"{text[:RAW_LIMIT_CHARACTERS]}… ({len(text) - RAW_LIMIT_CHARACTERS} more characters)"
 
 
-class Ledger:
-    """Every row that was read ends in exactly one place: kept, quarantined or dropped.
-
-    Quarantined rows cannot be used as they are and are written down one by one; dropped rows are
-    fine by themselves (a duplicate, a leak, above a limit) and only counted.
-    """
-
-    def __init__(self) -> None:
-        self.read = 0
-        self.quarantined: list[Rejected] = []
-        self.dropped: Counter[str] = Counter()
-
-    def quarantine(self, rejected: Rejected) -> None:
-        """Write one record down."""
-        self.quarantined.append(rejected)
-
-    def quarantine_row(self, row: Row, error: RowError) -> None:
-        """Write down a row that was read well and turned out unusable later."""
-        self.quarantine(Rejected(row.source_path, row.source_line, str(error), row.raw))
-
-    def drop(self, kind: str, count: int = 1) -> None:
-        """Count rows left out."""
-        if count:
-            self.dropped[kind] += count
-
-    @property
-    def quarantined_by_kind(self) -> dict[str, int]:
-        """Counts of quarantined records, by kind, sorted by name."""
-        return dict(sorted(Counter(rejected.kind for rejected in self.quarantined).items()))
-
-    @property
-    def quarantined_fraction(self) -> float:
-        """Share of the records read, 0 to 1."""
-        return len(self.quarantined) / self.read if self.read else 0.0
-
-    def assert_balanced(self, kept: int) -> None:
-        """No row appeared or vanished: read = kept + quarantined + dropped."""
-        accounted = kept + len(self.quarantined) + self.dropped.total()
-        assert self.read == accounted, f"{self.read} rows read, {accounted} accounted for"
-
-    def why(self) -> str:
-        """What took the rows away, for a message: counts, then the first record quarantined."""
-        counts = {**self.quarantined_by_kind, **self.dropped}
-        reasons = (
-            ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "nothing was read"
-        )
-        if not self.quarantined:
-            return reasons
-        first = self.quarantined[0]
-        return f"{reasons}; the first is {first.file}:{first.line}: {first.reason}"
+def _printable(text: str) -> str:
+    """Data quoted in a message: no control characters, no half surrogates, not too long."""
+    shown = text[:DETAIL_LIMIT_CHARACTERS]
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)

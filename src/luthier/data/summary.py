@@ -1,22 +1,23 @@
-"""What a dataset holds, in numbers: the `counts` of dataset.json."""
+"""What a dataset holds, in numbers: the contents of dataset.json."""
 
-from collections import Counter
-from collections.abc import Sequence
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from luthier.data.rows import SPLITS, Ledger, Split, Task
-from luthier.data.tokens import TokenizedRow
-
-_DECIMALS = 4
+from luthier.data.rows import Split, Task
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """A part of dataset.json."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
-class Spread(_Record):
-    """How a count of tokens is spread over rows; percentiles are the nearest rank."""
+class Spread(Record):
+    """How a count of tokens is spread over rows; percentiles are the nearest rank.
+
+    `histogram` holds rows with 0, 1, 2 to 3, 4 to 7, ... tokens: bin k ends before 2 ** k.
+    """
 
     min: int
     mean: float
@@ -24,9 +25,10 @@ class Spread(_Record):
     p95: int
     max: int
     total: int
+    histogram: list[int]
 
 
-class SplitCounts(_Record):
+class SplitCounts(Record):
     """One split: rows, rows a class, tokens a row and those with a loss."""
 
     rows: int
@@ -36,19 +38,83 @@ class SplitCounts(_Record):
     supervised_tokens: Spread
 
 
-class DatasetCounts(_Record):
-    """Where every record went: read = kept + all of quarantined + all of dropped."""
+class DatasetCounts(Record):
+    """Where every record went: read + generated = kept + all quarantined + all dropped."""
 
     read: int
+    generated: int = Field(description="rows made here: answers of the base, unanswerable rows")
     kept: int
     quarantined: dict[str, int]
     dropped: dict[str, int]
+    changed: dict[str, int] = Field(description="rows whose text a rule changed, by rule")
     splits: dict[Split, SplitCounts]
 
 
-class DatasetInfo(_Record):
-    """dataset.json: what the rows are for, how they were tokenised, and the counts."""
+class SourceRead(Record):
+    """One file as it was read: its format, and why it was taken for that."""
 
+    path: str
+    split: Split
+    format: str
+    reason: str
+    read: int
+    quarantined: int
+
+
+class NearExample(Record):
+    """Two rows that are nearly the same: `file:line` of both, shared share of shingles, texts."""
+
+    kind: Literal["near-duplicate", "leak-near", "leak-ngram", "contaminated"]
+    left_out: str
+    because_of: str
+    similarity: float
+    text: str
+    other: str
+
+
+class NearCounts(Record):
+    """What the search for near duplicates looked at and found. None of it when switched off."""
+
+    jaccard: float
+    rows: int
+    near_duplicates: int
+    leaks: int
+    ngram_leaks: int
+    contaminated: dict[str, int] = Field(description="rows, by contamination file")
+    examples: list[NearExample]
+
+
+class Advice(Record):
+    """Something to know before paying for a GPU."""
+
+    id: str
+    level: Literal["info", "warn"]
+    text: str
+
+
+class Classical(Record):
+    """What a cheap classical model reaches on the same splits: TF-IDF and a linear model."""
+
+    split: Split
+    rows: int
+    accuracy: float
+    macro_f1: float
+    majority: float
+    reaches_target: bool | None
+
+
+class PiiCounts(Record):
+    """Personal data found: rows a kind, over all kept rows; redacted or not."""
+
+    rows: dict[str, int]
+    redacted: bool
+    examples: list[str] = Field(description="file:line kind, the value masked")
+
+
+class DatasetInfo(Record):
+    """dataset.json: what the rows are for, how they were tokenised, and what was counted."""
+
+    schema_version: int = 2
     task: Task
     labels: list[str]
     system_prompt: str | None
@@ -56,50 +122,9 @@ class DatasetInfo(_Record):
     stop_token_ids: list[int]
     max_length_tokens: int
     counts: DatasetCounts
-
-
-def count(rows: Sequence[TokenizedRow], labels: Sequence[str], ledger: Ledger) -> DatasetCounts:
-    """Count what was kept beside what was not."""
-    ledger.assert_balanced(len(rows))
-    by_split: dict[Split, list[TokenizedRow]] = {split: [] for split in SPLITS}
-    for row in rows:
-        by_split[row.row.split].append(row)
-    return DatasetCounts(
-        read=ledger.read,
-        kept=len(rows),
-        quarantined=ledger.quarantined_by_kind,
-        dropped=dict(sorted(ledger.dropped.items())),
-        splits={split: _count_split(found, labels) for split, found in by_split.items() if found},
-    )
-
-
-def _count_split(rows: Sequence[TokenizedRow], labels: Sequence[str]) -> SplitCounts:
-    found = Counter(row.row.label for row in rows)
-    classes = {label: found[label] for label in labels}
-    return SplitCounts(
-        rows=len(rows),
-        classes=classes,
-        majority_class_share=_share(max(classes.values()), len(rows)) if classes else None,
-        tokens=_spread([len(row.input_ids) for row in rows]),
-        supervised_tokens=_spread([row.supervised for row in rows]),
-    )
-
-
-def _spread(values: Sequence[int]) -> Spread:
-    ordered, size = sorted(values), len(values)
-    return Spread(
-        min=ordered[0],
-        mean=_share(sum(ordered), size),
-        p50=ordered[_nearest_rank(50, size)],
-        p95=ordered[_nearest_rank(95, size)],
-        max=ordered[-1],
-        total=sum(ordered),
-    )
-
-
-def _nearest_rank(percent: int, size: int) -> int:
-    return -(-percent * size // 100) - 1
-
-
-def _share(part: int, whole: int) -> float:
-    return round(part / whole, _DECIMALS)
+    sources: list[SourceRead] = Field(default_factory=list)
+    near: NearCounts | None = None
+    pii: PiiCounts | None = None
+    classical: Classical | None = None
+    label_noise: dict[str, Any] | None = None
+    advice: list[Advice] = Field(default_factory=list)

@@ -1,210 +1,160 @@
-"""Token ids and labels, made once, here: what is inspected is what is trained on.
+"""Token ids and what is learned of them, made once, here: what is inspected is what is trained on.
 
 The loss is on a reply and on the stop token that ends it. What the template writes after that
 token (a newline) is cut off the end of the row, since no server ever asks for it.
+
+Where a prompt ends in a row follows from its marks (see rendering.py): its last stretch, tokenised
+alone and mostly the same in every row, must be found at its place.
 """
 
-import re
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
-from luthier.data.rows import Ledger, Row, RowError, Task
-from luthier.errors import DataError, ModelError
-from luthier.models.chat import render
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from luthier.data.index import Flag
+from luthier.data.rendering import Renderer, Sheet, Turn
+from luthier.data.rows import Parsed, Task
+from luthier.data.segments import Marked, Segments
+from luthier.data.tongue import Tongue
 
 IGNORE_INDEX = -100  # what PyTorch's cross-entropy skips
 
-LossOn = Literal["all_assistant_turns", "last_turn"]
+LossOn = Literal["all_assistant_turns", "last_turn", "full_text"]
 OnOverlong = Literal["fail", "drop", "truncate"]
-
-_EXAMPLES = 3
-_PROBE = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "!"})
+Span = tuple[int, int]  # first position with a loss, and the one behind the last
 
 
-@dataclass(frozen=True, slots=True)
-class TokenizedRow:
-    """One row as the model will see it.
+class Encoded(NamedTuple):
+    """One text as the model will see it, cut at the end of the last reply.
 
-    `text` is what `input_ids` encode (before its end is cut off). `prompts` holds, for every
-    trained turn, the ids of all that stands before it, tokenised alone as a server would.
-    `full_length` counts tokens before any length limit.
+    `spans` are the positions with a loss, `prompt_length` the tokens before the last reply,
+    `flags` the bits of `Flag` that its gates found.
     """
 
-    row: Row
-    text: str
-    prompts: tuple[Sequence[int], ...]
-    input_ids: Sequence[int]
-    labels: Sequence[int]
-    full_length: int
-
-    @property
-    def prompt_length(self) -> int:
-        """Tokens before the last reply."""
-        return len(self.prompts[-1])
+    input_ids: list[int]
+    spans: tuple[Span, ...]
+    prompt_length: int
+    flags: int
 
     @property
     def supervised(self) -> int:
         """Tokens with a loss."""
-        return sum(label != IGNORE_INDEX for label in self.labels)
+        return sum(end - start for start, end in self.spans)
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """How rows become tokens: the base's tokenizer and stop tokens, the task, trained turns."""
+class EncodedRow(NamedTuple):
+    """A row's tokens: one text, or of a preference the chosen and the rejected one."""
 
-    tokenizer: "PreTrainedTokenizerBase"
-    stop_token_ids: Sequence[int]
-    task: Task
-    loss_on: LossOn
+    texts: tuple[Encoded, ...]
 
-    @cached_property
-    def structure(self) -> re.Pattern[str]:
-        """Matches the tokens that only the template may write: BOS, stop tokens, turn marks."""
-        tokenizer = self.tokenizer
-        marks = set(tokenizer.all_special_tokens)
-        marks |= {str(tokenizer.convert_ids_to_tokens(stop)) for stop in self.stop_token_ids}
-        if self.task != "completion":
-            rendered = render(tokenizer, _PROBE, add_generation_prompt=False)
-            added = tokenizer.added_tokens_decoder.values()
-            marks |= {token.content for token in added if token.content in rendered}
-        return re.compile("|".join(re.escape(mark) for mark in sorted(marks)) or r"(?!)")
+    @property
+    def tokens(self) -> int:
+        """Length of the longest text."""
+        return max(len(text.input_ids) for text in self.texts)
 
+    @property
+    def supervised(self) -> int:
+        """Tokens with a loss, over all texts."""
+        return sum(text.supervised for text in self.texts)
 
-@dataclass(frozen=True, slots=True)
-class _Texts:
-    """For each trained turn, the text before the reply and the text to the turn's end."""
-
-    row: Row
-    before: list[str]
-    through: list[str]
+    @property
+    def flags(self) -> int:
+        """What is wrong with any of its texts."""
+        flags = 0
+        for text in self.texts:
+            flags |= text.flags
+        return flags
 
 
-def tokenize(rows: Sequence[Row], encoding: Encoding, ledger: Ledger) -> list[TokenizedRow]:
-    """Tokenise one batch. Rows that cannot be rendered faithfully are quarantined.
+class Encoder:
+    """Rows to tokens by one base's tokenizer and template."""
 
-    Raises:
-        ModelError: the base has no chat template, or no stop token for completions.
-    """
-    texts = []
-    for row in rows:
-        try:
-            _refuse_special_tokens(row, encoding.structure)
-            texts.append(_texts(row, encoding))
-        except RowError as error:
-            ledger.quarantine_row(row, error)
-    flat = [text for item in texts for text in (*item.before, *item.through)]
-    if not flat:
-        return []
-    encoded = encoding.tokenizer(flat, add_special_tokens=False, verbose=False)["input_ids"]
-    ids = iter(encoded)
-    return [_label(item, ids, frozenset(encoding.stop_token_ids)) for item in texts]
+    def __init__(self, tongue: Tongue, task: Task, loss_on: LossOn, limit: int | None) -> None:
+        """`limit`: cut texts at so many tokens (`on_overlong: truncate`), None: never cut."""
+        self._tongue, self._loss_on, self._limit = tongue, loss_on, limit
+        self._renderer = Renderer(tongue, is_plain=task in ("completion", "text"))
+        self._segments = Segments(tongue)
+        self._stops = frozenset(tongue.stop_token_ids)
+        self._bos = tongue.marks.get(tongue.bos_token or "", -1)
 
+    def render(self, row: Parsed) -> list[Sheet]:
+        """A row as text: one sheet, or of a preference the chosen and the rejected one.
 
-def _texts(row: Row, encoding: Encoding) -> _Texts:
-    if encoding.task == "completion":
-        return _plain_texts(row, encoding)
-    return _chat_texts(row, encoding)
+        Raises:
+            RowError: a text spells a mark, or the template refuses the row.
+            ModelError: the base has no chat template, or no stop token for completions.
+        """
+        sheet = self._renderer.sheet
+        if row.chosen is not None and row.rejected is not None:
+            return [
+                sheet([*row.messages, *reply], row.tools, last_only=True)
+                for reply in (row.chosen, row.rejected)
+            ]
+        return [sheet(row.messages, row.tools, last_only=self._loss_on == "last_turn")]
 
+    def encode(self, rows: Sequence[Sequence[Sheet]]) -> list[EncodedRow]:
+        """Tokenise rendered rows together."""
+        sheets = [sheet for row in rows for sheet in row]
+        found = self._segments.encode([sheet.text for sheet in sheets])
+        encoded = iter([self._encoded(*pair) for pair in zip(sheets, found, strict=True)])
+        return [EncodedRow(tuple([next(encoded) for _ in row])) for row in rows]
 
-def _chat_texts(row: Row, encoding: Encoding) -> _Texts:
-    tokenizer, messages = encoding.tokenizer, row.messages
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if encoding.loss_on == "last_turn":
-        turns = turns[-1:]
-    try:
-        return _Texts(
-            row,
-            [render(tokenizer, messages[:i], add_generation_prompt=True) for i in turns],
-            [render(tokenizer, messages[: i + 1], add_generation_prompt=False) for i in turns],
+    def _encoded(self, sheet: Sheet, found: Marked) -> Encoded:
+        ids, marks = found
+        flags = int(Flag.TEXT_LOST) if sheet.is_lost else 0
+        if sheet.bos != sum([ids[place] == self._bos for place in marks]):
+            flags |= Flag.BOS_COUNT
+        spans: list[Span] = []
+        for turn in sheet.turns:
+            start = self._start(turn, ids, marks)
+            if start is None:
+                flags |= Flag.PROMPT_NOT_PREFIX
+                start = self._count(sheet, turn.message, generate=True)
+            end = self._turn_end(start, turn.marks_through, ids, marks)
+            if end is None:
+                flags |= Flag.STOP_MISSING
+                end = self._count(sheet, turn.message + 1, generate=False)
+            spans.append((start, max(start, end)))
+        return self._cut(ids, spans, flags)
+
+    def _start(self, turn: Turn, ids: list[int], marks: list[int]) -> int | None:
+        """Tokens before a reply, None when the row does not begin with those of its prompt."""
+        if not turn.is_prefix or turn.marks_before > len(marks):
+            return None
+        place = marks[turn.marks_before - 1] if turn.marks_before else 0
+        tail = self._segments.tail(turn.tail)
+        end = place + len(tail)
+        return end if ids[place:end] == tail else None
+
+    def _turn_end(
+        self, start: int, marks_through: int, ids: list[int], marks: list[int]
+    ) -> int | None:
+        """Behind the first stop token of a turn whose text holds so many marks; None without one.
+
+        The reply itself spells no mark, so the first stop token is the turn's end.
+        """
+        for place in marks[bisect_left(marks, start) : marks_through]:
+            if ids[place] in self._stops:
+                return place + 1
+        return None
+
+    def _count(self, sheet: Sheet, messages: int, *, generate: bool) -> int:
+        """Tokens of the first so many messages, for rows where something is wrong."""
+        text = self._renderer.text(sheet.messages[:messages], sheet.tools, generate=generate)
+        return len(self._segments.whole([text])[0].ids)
+
+    def _cut(self, ids: list[int], spans: Sequence[Span], flags: int) -> Encoded:
+        """Without what follows the last reply, and within the limit where rows are cut."""
+        last = min(spans[-1][1], len(ids))
+        length = min(last, self._limit or last)
+        if length < last:
+            flags |= Flag.TRUNCATED | Flag.STOP_MISSING
+        prompt_length = min(spans[-1][0], length)
+        if self._loss_on == "full_text":
+            spans = [(1, length)]  # nothing foretells the first token
+        kept = tuple(
+            [(start, min(end, length)) for start, end in spans if start < min(end, length)]
         )
-    except ModelError as error:
-        if not tokenizer.chat_template:
-            raise
-        raise RowError("template-refused", str(error)) from error
-
-
-def _plain_texts(row: Row, encoding: Encoding) -> _Texts:
-    tokenizer = encoding.tokenizer
-    prompt, completion = (message["content"] for message in row.messages)
-    before = f"{tokenizer.bos_token}{prompt}" if _adds_bos(tokenizer) else prompt
-    return _Texts(row, [before], [f"{before}{completion}{_stop_text(encoding)}"])
-
-
-def _adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether the tokenizer, left to itself, begins a text with its BOS token."""
-    bos = tokenizer.bos_token_id
-    return bos is not None and bos in tokenizer("a")["input_ids"][:1]
-
-
-def _stop_text(encoding: Encoding) -> str:
-    eos, stops = encoding.tokenizer.eos_token_id, encoding.stop_token_ids
-    if not stops:
-        raise ModelError(
-            "The base model has no stop token. Set eos_token_id in its generation_config."
-        )
-    stop = eos if eos in stops else stops[0]
-    return str(encoding.tokenizer.convert_ids_to_tokens(stop))
-
-
-def _label(item: _Texts, ids: Iterator[Sequence[int]], stops: Collection[int]) -> TokenizedRow:
-    prompts = tuple(next(ids) for _ in item.before)
-    throughs = [next(ids) for _ in item.through]
-    whole = throughs[-1]
-    labels, end = [IGNORE_INDEX] * len(whole), len(whole)
-    for prompt, through in zip(prompts, throughs, strict=True):
-        start = len(prompt)
-        # The reply itself spells no special token, so the first stop token is the turn's end.
-        turn_end = min(len(through), len(whole))
-        end = next((i + 1 for i in range(start, turn_end) if whole[i] in stops), turn_end)
-        labels[start:end] = whole[start:end]
-    return TokenizedRow(item.row, item.through[-1], prompts, whole[:end], labels[:end], end)
-
-
-def _refuse_special_tokens(row: Row, structure: re.Pattern[str]) -> None:
-    for message in row.messages:
-        found = structure.search(message["content"])
-        if found:
-            raise RowError(
-                "special-token-in-text",
-                f"the {message['role']}'s text spells {found[0]}, which would become that token",
-            )
-
-
-def fit(
-    rows: Sequence[TokenizedRow], max_length_tokens: int, on_overlong: OnOverlong, ledger: Ledger
-) -> list[TokenizedRow]:
-    """Apply the length limit.
-
-    Raises:
-        DataError: a row is longer and `on_overlong` is `fail`.
-    """
-    overlong = [row for row in rows if len(row.input_ids) > max_length_tokens]
-    if not overlong:
-        return list(rows)
-    match on_overlong:
-        case "fail":
-            raise DataError(_overlong_message(overlong, len(rows), max_length_tokens))
-        case "drop":
-            ledger.drop("overlong", len(overlong))
-            return [row for row in rows if len(row.input_ids) <= max_length_tokens]
-        case "truncate":
-            return [_truncated(row, max_length_tokens) for row in rows]
-
-
-def _truncated(row: TokenizedRow, length: int) -> TokenizedRow:
-    return replace(row, input_ids=row.input_ids[:length], labels=row.labels[:length])
-
-
-def _overlong_message(overlong: Sequence[TokenizedRow], total: int, limit: int) -> str:
-    longest = max(len(row.input_ids) for row in overlong)
-    where = ", ".join(f"{row.row.where} ({len(row.input_ids)})" for row in overlong[:_EXAMPLES])
-    return (
-        f"{len(overlong)} of {total} rows are longer than prepare.max_length_tokens = {limit}: "
-        f"{where}{', ...' if len(overlong) > _EXAMPLES else ''}. Raise it to {longest}, shorten "
-        "these rows, or set prepare.on_overlong: drop (leaves them out, counted)."
-    )
+        if not kept:
+            flags |= Flag.NOTHING_SUPERVISED
+        return Encoded(ids[:length], kept, prompt_length, flags)

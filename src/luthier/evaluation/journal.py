@@ -1,15 +1,12 @@
 """Replies kept as they come: one line a finished chunk, so that a killed run goes on after it."""
 
-import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from luthier.evaluation.systems import Prompt, Reply, System
 from luthier.store.artifact import Workspace
-from luthier.store.files import fsync_folder
+from luthier.store.journal import Journal
 
 
 @dataclass(frozen=True)
@@ -32,37 +29,19 @@ def collect(system: System, prompts: Sequence[Prompt], workspace: Workspace) -> 
     Raises:
         InterruptedRunError: a stop was requested; the finished chunks are kept.
     """
-    path = workspace.scratch / f"replies-{system.name}.jsonl"
-    replies = _read(path)
+    journal = Journal(workspace.scratch / f"replies-{system.name}.jsonl")
+    replies = [_reply(found) for chunk in journal.read() for found in chunk]
     done = len(replies)
     started = time.monotonic()
-    with (
-        path.open("ab") as journal,
-        workspace.reporter.task(system.name, len(prompts), "rows") as task,
-    ):
-        fsync_folder(path.parent)
+    with workspace.reporter.task(system.name, len(prompts), "rows") as task:
         task.advance(done)
         for chunk in system.replies(prompts, done):
-            journal.write(json.dumps([asdict(reply) for reply in chunk]).encode() + b"\n")
-            journal.flush()
-            os.fsync(journal.fileno())
+            journal.append([asdict(reply) for reply in chunk])
             replies += chunk
             task.advance(len(chunk))
             workspace.raise_if_stopped()
     assert [reply.id for reply in replies] == [prompt.id for prompt in prompts]
     return Collected(replies, time.monotonic() - started, len(replies) - done)
-
-
-def _read(path: Path) -> list[Reply]:
-    """The chunks that were written whole; a torn last line is cut off the file."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        with path.open("r+b") as stream:
-            stream.truncate(len(whole))
-    return [_reply(found) for line in whole.splitlines() for found in json.loads(line)]
 
 
 def _reply(found: dict[str, object]) -> Reply:

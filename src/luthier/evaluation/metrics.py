@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 OTHER = "other"  # the column of answers in which no label was read
 PRIMARY: dict[Task, str] = {
     "classification": "accuracy",
+    "extraction": "exact_match",
     "chat": "exact_match",
+    "grounded": "exact_match",
+    "text": "exact_match",
     "completion": "exact_match",
 }
+_FREE: tuple[Task, ...] = ("extraction", "chat", "grounded", "completion", "text")
 _RESAMPLES = 1000
 
 
@@ -107,7 +111,7 @@ def accuracy(answered: Answered) -> float:
     return answered.correct / len(answered.answers)
 
 
-@metric("chat", "completion", interval=_share_interval)
+@metric(*_FREE, interval=_share_interval)
 def exact_match(answered: Answered) -> float:
     """Share of answers equal to the reply, blanks at the ends aside. Interval: Wilson."""
     return answered.correct / len(answered.answers)
@@ -171,7 +175,7 @@ def confusion(answered: Answered) -> dict[str, Any]:
     }
 
 
-@metric("chat", "completion")
+@metric(*_FREE)
 def reference_nats_per_token(answered: Answered) -> float | None:
     """Negative log-likelihood of the reference replies, their stop tokens included, per token."""
     tokens = sum(answer.reference_tokens or 0 for answer in answered.answers)

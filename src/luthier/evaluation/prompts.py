@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.data.rows import Task
+from luthier.data.rows import Message, Task
 from luthier.data.summary import DatasetInfo
 from luthier.errors import DataError
-from luthier.evaluation.rows import AskedRow, Message
+from luthier.evaluation.rows import AskedRow
 from luthier.evaluation.systems import Prompt
 from luthier.models.chat import encode, render
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier.data.dataset import load_split
-from luthier.data.rows import Split
-
-Message = Mapping[str, str]
+from luthier.data.rows import Message, Split
+from luthier.data.spool import message_from
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,13 @@ def load_rows(
 ) -> list[AskedRow]:
     """Rows of a split in its order; with `limit` a sample that depends on the seed alone.
 
+    Replay rows, which are no part of the task, are left out.
+
     Raises:
         DataError: the dataset has no such split.
     """
-    records: Sequence[Any] = load_split(folder, split).to_list()
+    found: Sequence[Any] = load_split(folder, split).to_list()
+    records = [record for record in found if record["origin"] != "replay"]
     if limit is not None and limit < len(records):
         chosen = random.Random(seed).sample(range(len(records)), limit)
         records = [records[index] for index in sorted(chosen)]
@@ -52,10 +54,7 @@ def _row(record: Mapping[str, Any]) -> AskedRow:
     ids, prompt_length = record["input_ids"], record["prompt_length"]
     return AskedRow(
         id=record["id"],
-        messages=tuple(
-            {"role": message["role"], "content": message["content"]}
-            for message in record["messages"]
-        ),
+        messages=tuple(map(message_from, record["messages"])),
         expected=record["label"] or record["messages"][-1]["content"],
         label=record["label"],
         prompt_ids=tuple(ids[:prompt_length]),

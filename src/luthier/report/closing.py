@@ -1,9 +1,12 @@
-"""The table at the end of `luthier run`."""
+"""What stands at the end of `luthier run` and of the commands of single stages."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.report import spelling
+from luthier.report.dataset_rows import DATASET_KINDS
+from luthier.report.dataset_terminal import dataset_closing
 from luthier.report.terminal import columns, copyable, facts, indented, printing, styled
 
 if TYPE_CHECKING:
@@ -12,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from luthier.pipeline import DoneStep
     from luthier.report.scores import Target
     from luthier.report.summary import StageGates, Summary
 
@@ -38,6 +42,26 @@ def closing_table(summary: "Summary", page: Path) -> None:
             console.print()
             console.print(f"  serve it with {command.server}:")
             copyable(console, [f"  {line}" for line in command.lines])
+
+
+def stage_closing(done: "DoneStep", config: str) -> None:
+    """Print what one stage made; of a dataset also what became of the records."""
+    sys.stdout.write(f"{done.ref}  {done.artifact.path}\n")
+    if done.artifact.kind in DATASET_KINDS:
+        dataset_closing(done.artifact, done.ref, config)
+
+
+def done_json(done: "DoneStep") -> dict[str, Any]:
+    """What happened to one stage, as JSON values."""
+    return {
+        "stage": done.stage,
+        "state": done.state,
+        "ref": done.ref,
+        "digest": done.artifact.digest,
+        "path": str(done.artifact.path),
+        "seconds": round(done.seconds, 3),
+        "gates": [gate.model_dump() for gate in done.artifact.manifest.gates],
+    }
 
 
 def _print_systems(console: "Console", summary: "Summary") -> None:

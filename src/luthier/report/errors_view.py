@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from luthier.data.dataset import split_files
 from luthier.report.scores import Scores
 from luthier.store import Artifact
 
@@ -82,12 +83,12 @@ def _texts(dataset: Artifact, answers: "Sequence[Answer]") -> dict[str, str]:
     """What was asked, by row id: the conversation before the reply, without its system message."""
     import pyarrow.parquet as pq
 
-    path = dataset.path / "test.parquet"
-    if not path.exists():
-        return {}
     ids = [answer.id for answer in answers]
-    table = pq.read_table(path, columns=["id", "messages"], filters=[("id", "in", ids)])
-    return {row["id"]: _asked(row["messages"]) for row in table.to_pylist()}
+    texts: dict[str, str] = {}
+    for path in split_files(dataset.path, "test"):
+        table = pq.read_table(path, columns=["id", "messages"], filters=[("id", "in", ids)])
+        texts |= {row["id"]: _asked(row["messages"]) for row in table.to_pylist()}
+    return texts
 
 
 def _asked(messages: Sequence[Mapping[str, str]]) -> str:

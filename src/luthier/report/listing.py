@@ -1,15 +1,19 @@
 """Views of the store: the plan, the list of artifacts, and one artifact."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from luthier.errors import DataError
 from luthier.report import spelling
+from luthier.report.dataset_rows import DATASET_KINDS, info_of
+from luthier.report.dataset_terminal import show_dataset
 from luthier.report.lineage import SHOWN_DIGITS
 from luthier.report.terminal import columns, facts, heading, indented, printing, styled
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from luthier.data.summary import DatasetInfo
     from luthier.pipeline import PlannedStep
     from luthier.store import Artifact, Contents, Manifest
 
@@ -25,6 +29,19 @@ def plan_table(steps: "Sequence[PlannedStep]") -> None:
             why = step.artifact.ref if step.artifact else "\n".join(step.reasons)
             table.add_row(step.stage, styled(step.state, step.state), spelling.printable(why))
         console.print(table)
+
+
+def plan_json(steps: "Sequence[PlannedStep]") -> list[dict[str, Any]]:
+    """The plan as JSON values."""
+    return [
+        {
+            "stage": step.stage,
+            "state": step.state,
+            "reasons": step.reasons,
+            "ref": step.artifact.ref if step.artifact else None,
+        }
+        for step in steps
+    ]
 
 
 def artifact_rows(contents: "Contents") -> list[dict[str, Any]]:
@@ -87,22 +104,31 @@ def _time(created_at: str) -> str:
 def show_artifact(artifact: "Artifact") -> None:
     """Print what an artifact is, holds, was made from, and what was measured."""
     manifest = artifact.manifest
-    sections = {
-        "config": manifest.config,
-        "metrics": manifest.metrics,
-        "facts": manifest.facts,
-    }
+    dataset, measured = _measured(artifact)
     with printing() as console:
         _show_identity(console, artifact)
         _show_inputs(console, manifest)
         _show_outputs(console, manifest)
-        for title, values in sections.items():
+        for title, values in {"config": manifest.config, **measured}.items():
             if values:
                 heading(console, title)
                 facts(console, spelling.flat(values).items())
+        if dataset is not None:
+            show_dataset(console, dataset)
         _show_gates(console, manifest)
         _show_times(console, manifest)
         _show_environment(console, manifest)
+
+
+def _measured(artifact: "Artifact") -> "tuple[DatasetInfo | None, Mapping[str, Any]]":
+    """A dataset's own account, which has all that its manifest has; else metrics and facts."""
+    manifest = artifact.manifest
+    if artifact.kind in DATASET_KINDS:
+        try:
+            return info_of(artifact), {}
+        except DataError:
+            pass  # made by an older version, which can still be looked at
+    return None, {"metrics": manifest.metrics, "facts": manifest.facts}
 
 
 def _show_identity(console: "Console", artifact: "Artifact") -> None:

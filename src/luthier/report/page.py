@@ -9,6 +9,7 @@ from luthier.config import RunConfig
 from luthier.gates import GATES
 from luthier.report import spelling
 from luthier.report.closing import run_facts
+from luthier.report.dataset_rows import DATASET_KINDS
 from luthier.report.dataset_view import dataset_view
 from luthier.report.errors_view import wrong_answers
 from luthier.report.lineage import SHOWN_DIGITS, unfold
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 REPORTS_FOLDER = "reports"
 _TEMPLATE = "page.html.jinja"
+_SOURCES_SHOWN = 100
 
 
 def write_report(config: RunConfig, artifacts: Mapping[str, Artifact], store: Store) -> Path:
@@ -39,13 +41,18 @@ def write_report(config: RunConfig, artifacts: Mapping[str, Artifact], store: St
     """
     summary, scores = summarise(config, artifacts), read_scores(artifacts)
     plots = _plots(scores, artifacts)
-    data = dataset_view(artifacts["prepare"]) if "prepare" in artifacts else None
-    if data is not None and data.plot is not None:
-        plots["tokens"] = data.plot
+    datasets = [
+        dataset_view(artifact, stage, store)
+        for stage, artifact in artifacts.items()
+        if artifact.kind in DATASET_KINDS
+    ]
+    for view in datasets:
+        plots |= view.plots
     content = _template().render(
         summary=summary,
         plots=plots,
-        data=data,
+        datasets=datasets,
+        sources_shown=_SOURCES_SHOWN,
         numbers=list(run_facts(summary)),
         training_facts=spelling.flat(summary.training).items(),
         classes=scores.classes,
@@ -77,7 +84,8 @@ def _template() -> "jinja2.Template":
     )
     for filter_ in (
         spelling.percent, spelling.decimal, spelling.count, spelling.size, spelling.duration,
-        spelling.value, spelling.status_word, spelling.comparison_sign,
+        spelling.value, spelling.status_word, spelling.comparison_sign, spelling.signed,
+        spelling.printable,
     ):  # fmt: skip
         environment.filters[filter_.__name__] = filter_
     environment.filters["interval"] = lambda s: spelling.percent_interval(s.low, s.high)

@@ -18,7 +18,7 @@ _BAR_HEIGHT_PX, _FRAME_HEIGHT_PX = 46, 70
 _CELL_PX, _CONFUSION_FRAME_PX, _CHARACTER_PX = 28, 70, 7
 _SMOOTHED_STEPS = 10
 _LONGEST_LABEL = 28
-_HISTOGRAM_BINS = 40
+_BIN_PX = 60  # wide enough for its name
 
 
 @dataclass(frozen=True)
@@ -210,45 +210,46 @@ def _cells_in_words(confusion: Confusion) -> list[list[str]]:
     ]
 
 
-def tokens_plot(lengths: Mapping[str, Sequence[int]], max_length_tokens: int) -> Plot | None:
-    """How long the rows of each split are, in tokens."""
+def tokens_plot(plot_id: str, title: str, bins: Mapping[str, Sequence[int]]) -> Plot | None:
+    """Rows of each split by their tokens; `bins` are the histograms of dataset.json's spreads."""
     import plotly.graph_objects as go
 
-    longest = max((max(values) for values in lengths.values() if values), default=0)
-    if not longest:
+    filled = [place for rows in bins.values() for place, found in enumerate(rows) if found]
+    if not filled:
         return None
-    width = max(1, -(-longest // _HISTOGRAM_BINS))
-    starts = list(range(0, longest + 1, width))
+    places = range(min(filled), max(filled) + 1)
     data = [
         go.Bar(
-            x=[start + width / 2 for start in starts],
-            y=_binned(values, width, len(starts)),
-            width=width,
+            x=[_bin_in_words(place) for place in places],
+            y=[100 * _at(rows, place) / sum(rows) for place in places],
             name=split,
-            customdata=[f"{start} to {start + width - 1}" for start in starts],
-            hovertemplate="%{customdata} tokens: %{y} rows",
+            customdata=[f"{_at(rows, place):,} of {sum(rows):,}" for place in places],
+            hovertemplate="%{x} tokens: %{customdata} rows (%{y:.1f} %)",
             marker={"color": _SPLIT_COLOURS.get(split, _RATE_COLOUR), "line": {"width": 0}},
         )
-        for split, values in lengths.items()
-        if values
+        for split, rows in bins.items()
+        if sum(rows)
     ]
     layout = {
-        "height": 300,
+        "height": 260,
         "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
-        "barmode": "stack",
-        "xaxis": _axis(f"tokens a row (limit {max_length_tokens})"),
-        "yaxis": _axis("rows"),
+        "barmode": "group",
+        "xaxis": _axis("tokens a row") | {"type": "category"},
+        "yaxis": _axis("share of the split's rows") | {"ticksuffix": " %"},
         "legend": _legend_above() | {"traceorder": "normal"},
         "showlegend": True,
     }
-    return _plot("tokens", "Length of the rows", data, layout)
+    return _plot(plot_id, title, data, layout, _BIN_PX * len(places))
 
 
-def _binned(values: Sequence[int], width: int, bins: int) -> list[int]:
-    counts = [0] * bins
-    for length in values:
-        counts[length // width] += 1
-    return counts
+def _at(rows: Sequence[int], place: int) -> int:
+    return rows[place] if place < len(rows) else 0
+
+
+def _bin_in_words(place: int) -> str:
+    """Bin k of a spread's histogram ends before 2 ** k: `0`, `1`, `2 to 3`, `4 to 7`."""
+    low, high = 2**place // 2, 2**place - 1
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _text(text: str) -> str:

@@ -7,6 +7,7 @@ NOTHING = "–"  # noqa: RUF001, a dash on purpose
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _LEAST_SHOWN_P = 1e-4
 _WHOLE_NUMBERS_FROM = 100
+_HARMLESS = "\n\t\u200c\u200d"  # joiners are part of emoji and of Persian words
 
 
 def percent(share: float | None) -> str:
@@ -39,6 +40,11 @@ def decimal(value: float | None) -> str:
 def count(value: float) -> str:
     """A whole number: `4,000`."""
     return f"{value:,.0f}"
+
+
+def signed(number: int) -> str:
+    """A whole number with its sign: `+4,000`."""
+    return f"{number:+,}"
 
 
 def size(size_bytes: int) -> str:
@@ -86,8 +92,10 @@ def value(anything: Any) -> str:
 
 def printable(text: str) -> str:
     """Text without what a terminal would obey: escape sequences, bells, carriage returns."""
+    if text.isprintable():
+        return text
     return "".join(
-        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode()
+        char if char.isprintable() or char in _HARMLESS else char.encode("unicode_escape").decode()
         for char in text
     )
 

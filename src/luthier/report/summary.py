@@ -8,6 +8,7 @@ from typing import Any
 
 from luthier.config import RunConfig
 from luthier.gates import Gate, failures, judged
+from luthier.report.dataset_rows import DATASET_KINDS
 from luthier.report.scores import Comparison, SystemScore, Target, read_scores
 from luthier.report.verdict import Verdict, judge
 from luthier.store import Artifact
@@ -71,7 +72,7 @@ def summarise(config: RunConfig, artifacts: Mapping[str, Artifact]) -> Summary:
     bundle = artifacts.get("export")
     return Summary(
         name=config.name,
-        verdict=judge(scores, failed),
+        verdict=judge(scores, failed, _ready(artifacts)),
         metric=scores.metric,
         systems=scores.systems,
         comparison=scores.comparison,
@@ -83,6 +84,15 @@ def summarise(config: RunConfig, artifacts: Mapping[str, Artifact]) -> Summary:
         bundle=bundle.path if bundle else None,
         serving=_serving(bundle) if bundle else [],
     )
+
+
+def _ready(artifacts: Mapping[str, Artifact]) -> Mapping[str, int]:
+    """Rows of each split, where there is a dataset and nothing trained on it."""
+    found = [artifact for artifact in artifacts.values() if artifact.kind in DATASET_KINDS]
+    if not found or any(stage in artifacts for stage in _ADAPTER_STAGES):
+        return {}
+    rows: Mapping[str, int] = found[0].manifest.metrics.get("rows", {})
+    return rows
 
 
 def _training(artifacts: Mapping[str, Artifact]) -> Mapping[str, Any]:

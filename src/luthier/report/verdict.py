@@ -20,9 +20,14 @@ class Verdict:
     sentence: str
 
 
-def judge(scores: Scores, failed: Mapping[str, Sequence[Gate]]) -> Verdict:
-    """What the run came to: stopped by a gate, or compared, or only measured, or neither."""
-    compared = _compared(scores.comparison) if scores.comparison else _measured(scores)
+def judge(
+    scores: Scores, failed: Mapping[str, Sequence[Gate]], ready: Mapping[str, int]
+) -> Verdict:
+    """What the run came to: stopped by a gate, or compared, or only measured, or neither.
+
+    `ready` are the rows of each split of a dataset that nothing is trained on yet.
+    """
+    compared = _compared(scores.comparison) if scores.comparison else _measured(scores, ready)
     if not failed:
         return compared
     stage, gates = next(iter(failed.items()))
@@ -69,8 +74,11 @@ def _compared(comparison: Comparison) -> Verdict:
     )
 
 
-def _measured(scores: Scores) -> Verdict:
+def _measured(scores: Scores, ready: Mapping[str, int]) -> Verdict:
     tuned = next((score for score in scores.systems if score.system == scores.tuned), None)
+    if tuned is None and ready:
+        rows = ", ".join(f"{spelling.count(number)} {split}" for split, number in ready.items())
+        return Verdict("none", "data prepared", f"Nothing is trained yet. The rows: {rows}.")
     if tuned is None:
         return Verdict("none", "not evaluated", "No tuned model was evaluated.")
     score, interval = (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.config import Field, Section
-from luthier.data.dataset import load_split
+from luthier.data.dataset import load_split, split_files
 from luthier.gates import Gate, check
 from luthier.models.loading import DType, Quantization, load_model
 from luthier.models.merging import cast_weights, dequantised_weights, merge
@@ -19,6 +19,8 @@ from luthier.training.loss import mean_loss
 
 if TYPE_CHECKING:
     import datasets
+
+    from luthier.data.rows import Split
 
 BaseWeights = Literal["original", "dequantized"]
 # Relative to the largest logit. Rounding in float32 gives up to 5e-6 on SmolLM2 (2e-4 absolute on
@@ -77,11 +79,9 @@ def run(section: MergeSection, inputs: StageInputs, workspace: Workspace) -> Sta
 
 def _held_out(dataset: Path) -> "datasets.Dataset":
     """Rows that were not trained on, where there are any."""
-    for split in ("validation", "test", "train"):
-        rows = load_split(dataset, split)
-        if rows is not None and len(rows):
-            return rows
-    raise AssertionError("a dataset artifact has rows")
+    splits: tuple[Split, ...] = ("validation", "test", "train")
+    held_out = next(split for split in splits if split_files(dataset, split))
+    return load_split(dataset, held_out, ["input_ids", "labels"])
 
 
 def _quantization(inputs: StageInputs) -> Quantization | None:

@@ -1,162 +1,208 @@
 """Stage `prepare`: raw files become the tokenised rows that training and evaluation read.
 
 Every record is read strictly; what cannot be used goes to quarantine.jsonl with file, line and
-reason. Rows are cleaned (labels, contradictions, duplicates, texts that stand in two splits),
-split, limited, and tokenised once with the base's own template. The gates measure the tokens.
+reason. Worker processes parse, clean, render with the base's own template and tokenise, once,
+into a spool; then every rule about rows (labels, contradictions, duplicates, leaks, splits, near
+copies, limits) is decided on an index of some 70 bytes a row, and the rows that are left are
+written. The gates measure the tokens. Stopped half-way, it keeps the parts that are complete.
 """
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from luthier.data import checks, cleaning, splits, tokens
-from luthier.data.dataset import write_dataset
-from luthier.data.formats import ROW_FORMATS, to_row
-from luthier.data.readers import check_source, read_file
-from luthier.data.rows import Ledger, Rejected, Row, RowError
-from luthier.data.section import PrepareSection, Source
-from luthier.data.summary import DatasetCounts, DatasetInfo, count
-from luthier.data.tokens import Encoding, TokenizedRow
-from luthier.errors import DataError
+from luthier.data import checks, decisions, golden, splits, verdict
+from luthier.data.advice import advice
+from luthier.data.advising import LabelFindings, look_at_labels
+from luthier.data.copies import look_for_copies
+from luthier.data.counting import count
+from luthier.data.dataset import INFO_NAME
+from luthier.data.formats import label_list, options_of
+from luthier.data.index import RowIndex
+from luthier.data.ingest import Recipe, set_up
+from luthier.data.reading import (
+    Reading,
+    plan_files,
+    read_all,
+    source_files,
+    sources_read,
+    worker_count,
+)
+from luthier.data.replay_source import aside, draw_replay, replay_files
+from luthier.data.section import PrepareSection
+from luthier.data.shards import Target, write_shards
+from luthier.data.sources import expand
+from luthier.data.spool import Spool
+from luthier.data.spooled import Places
+from luthier.data.summary import DatasetCounts, DatasetInfo, NearCounts, PiiCounts
+from luthier.data.tongue import tongue_of
+from luthier.data.workers import Workers
+from luthier.errors import ConfigError
 from luthier.gates import Gate
 from luthier.models.loading import load_tokenizer
 from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
 from luthier.store.artifact import Artifact, Workspace
+from luthier.store.files import write_atomically
 
-_BATCH_ROWS = 256
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class _Clock:
+    """Seconds of each phase."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[phase] = time.monotonic() - started
 
 
 def run(section: PrepareSection, inputs: StageInputs, workspace: Workspace) -> StageResult:
-    """Read, clean, split, tokenise, measure, write.
+    """Read, decide, search for near copies, write, measure.
 
     Raises:
         DataError: a source cannot be read, no row is left to train on, or a row is too long.
     """
-    encoding = _encoding(section, inputs["base"])
-    started = time.monotonic()
-    ledger = Ledger()
-    rows = _read(section, ledger, workspace)
-    rows, labels = _clean(section, rows, ledger)
-    rows = splits.cut(rows, section.fractions, inputs.seed)
-    rows = splits.limited(rows, section.limit, inputs.seed, ledger)
-    read = time.monotonic()
-    tokenized = _tokenize(rows, encoding, ledger, workspace)
-    gates = _gates_before_limit(tokenized, encoding)
-    tokenized = tokens.fit(tokenized, section.max_length_tokens, section.on_overlong, ledger)
-    _check_splits(section, tokenized, ledger)
-    gates += _gates(section, tokenized, encoding, ledger)
-    counts = count(tokenized, labels, ledger)
-    info = _info(section, labels, encoding, counts)
-    write_dataset(workspace.path, tokenized, ledger.quarantined, info)
-    timings = {"read": read - started, "tokenize": time.monotonic() - read}
-    return StageResult(_metrics(counts), gates, {"counts": counts.model_dump()}, timings)
+    clock, base = _Clock(), inputs["base"]
+    tokenizer = load_tokenizer(base.path)
+    recipe = _recipe(section, inputs, workspace, tokenizer)
+    with Workers(worker_count(section, recipe.files), set_up, recipe) as pool:
+        with clock("read"):
+            reading = read_all(recipe, pool, workspace)
+        index = recipe.spool.index()
+        places = Places(recipe.spool, reading.starts, reading.files)
+        replayed = index.source >= len(section.sources)
+        with clock("decide"):
+            found = verdict.judge(section, index, replayed)
+            verdict.apply_length_limit(section, index, places)
+            with aside(index, replayed):
+                splits.cut(index, section.fractions, inputs.seed, section.split_by)
+        with clock("near"):
+            near = look_for_copies(section, index, recipe.spool, pool, workspace)
+        with aside(index, replayed):
+            splits.mixture(index, [source.weight for source in section.sources], inputs.seed)
+            splits.limited(index, section.limit, inputs.seed)
+        draw_replay(section, index, replayed, inputs.seed)
+        verdict.require_splits(section, index, reading)
+        with clock("write"):
+            target = Target(
+                recipe.spool,
+                workspace.path,
+                recipe.tongue.stop_token_ids,
+                is_pairs=section.task == "preference",
+            )
+            write_shards(target, index, found.faults, reading.sizes, pool, workspace)
+    with clock("measure"):
+        counts = count(index, found.labels, reading)
+        gates = _gates(section, index, counts, reading, near)
+        gates += [
+            _vocabulary(base, reading),
+            golden.parity(section.task, index, places, tokenizer),
+        ]
+        if section.task == "classification":
+            gates += [decisions.label_hygiene(decisions.class_counts(index, found.labels))]
+        labels = look_at_labels(section, index, places, inputs.seed)
+        gates += labels.gates
+    info = _info(recipe, found.labels, counts, reading, near, labels)
+    info = info.model_copy(update={"advice": advice(info, section.target_accuracy)})
+    write_atomically(workspace.path / INFO_NAME, info.model_dump_json(indent=2) + "\n")
+    return StageResult(
+        _metrics(counts), gates, {"counts": counts.model_dump(mode="json")}, clock.seconds
+    )
 
 
-def _encoding(section: PrepareSection, base: Artifact) -> Encoding:
-    stop_token_ids = [int(token_id) for token_id in base.manifest.facts["stop_token_ids"]]
-    return Encoding(load_tokenizer(base.path), stop_token_ids, section.task, section.loss_on)
+def _recipe(
+    section: PrepareSection,
+    inputs: StageInputs,
+    workspace: Workspace,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> Recipe:
+    stops = [int(token_id) for token_id in inputs["base"].manifest.facts["stop_token_ids"]]
+    spool = Spool(workspace.scratch / "spool")
+    spool.folder.mkdir(exist_ok=True)
+    return Recipe(
+        section=_with_label_list(section),
+        options=options_of(section.classification, section.extraction, section.grounded),
+        tongue=tongue_of(tokenizer, stops),
+        files=(*plan_files(section), *replay_files(section, inputs["base"], workspace)),
+        spool=spool,
+        seed=inputs.seed,
+    )
 
 
-def _read(section: PrepareSection, ledger: Ledger, workspace: Workspace) -> list[Row]:
-    rows: list[Row] = []
-    with workspace.reporter.task("reading", len(section.sources), "files") as task:
-        for source in section.sources:
-            rows += _read_source(section, source, ledger, workspace)
-            task.advance(rows=len(rows), quarantined=len(ledger.quarantined))
-    return rows
-
-
-def _read_source(
-    section: PrepareSection, source: Source, ledger: Ledger, workspace: Workspace
-) -> list[Row]:
-    row_format, columns = ROW_FORMATS[section.task], section.columns_of(source)
-    rows = []
-    for record in read_file(source.path, source.path.as_posix()):
-        if ledger.read % _BATCH_ROWS == 0:
-            workspace.raise_if_stopped()
-        ledger.read += 1
-        if isinstance(record, Rejected):
-            ledger.quarantine(record)
-            continue
-        try:
-            rows.append(to_row(record, row_format, columns, source.split, section.system_prompt))
-        except RowError as error:
-            ledger.quarantine(Rejected(record.file, record.line, str(error), record.raw))
-    return rows
-
-
-def _clean(
-    section: PrepareSection, rows: list[Row], ledger: Ledger
-) -> tuple[list[Row], list[str]]:
-    labels: list[str] = []
-    if section.task == "classification":
-        labels = sorted(section.labels or {str(r.label) for r in rows if r.split == "train"})
-        rows = cleaning.known_labels(rows, labels, ledger)
-        rows = cleaning.without_contradictions(rows, ledger)
-    rows = cleaning.without_duplicates(rows, ledger)
-    if section.on_leak == "drop":
-        rows = cleaning.without_leaks(rows, ledger)
-    return rows, labels
-
-
-def _tokenize(
-    rows: Sequence[Row], encoding: Encoding, ledger: Ledger, workspace: Workspace
-) -> list[TokenizedRow]:
-    tokenized: list[TokenizedRow] = []
-    with workspace.reporter.task("tokenising", len(rows), "rows") as task:
-        for start in range(0, len(rows), _BATCH_ROWS):
-            workspace.raise_if_stopped()
-            batch = rows[start : start + _BATCH_ROWS]
-            tokenized += tokens.tokenize(batch, encoding, ledger)
-            task.advance(len(batch))
-    return tokenized
-
-
-def _check_splits(section: PrepareSection, rows: Sequence[TokenizedRow], ledger: Ledger) -> None:
-    """Every split that the section names must have rows."""
-    named = {source.split for source in section.sources} | set(section.fractions)
-    for split in sorted(named - {row.row.split for row in rows}):
-        advice = "Mend the data or its columns in prepare.sources."
-        if split in section.fractions:
-            advice = f"Raise prepare.{split}_fraction, or give {split} rows by a source."
-        raise DataError(
-            f"prepare: no {split} rows are left of {ledger.read} records "
-            f"({ledger.why()}). {advice}"
-        )
-
-
-def _gates_before_limit(rows: Sequence[TokenizedRow], encoding: Encoding) -> list[Gate]:
-    tokenizer = encoding.tokenizer
-    return [
-        checks.prompt_is_prefix(rows),
-        checks.single_bos(rows, tokenizer.bos_token, tokenizer.bos_token_id),
-    ]
+def _with_label_list(section: PrepareSection) -> PrepareSection:
+    descriptions = section.classification.label_descriptions
+    if section.system_prompt is None or section.labels is None:
+        return section
+    labels = label_list(section.labels, descriptions)
+    filled = section.system_prompt.replace("{labels}", labels)
+    return section.model_copy(update={"system_prompt": filled})
 
 
 def _gates(
-    section: PrepareSection, rows: Sequence[TokenizedRow], encoding: Encoding, ledger: Ledger
+    section: PrepareSection,
+    index: RowIndex,
+    counts: DatasetCounts,
+    reading: Reading,
+    near: NearCounts | None,
 ) -> list[Gate]:
+    places = Places(reading.spool, reading.starts, reading.files)
+    shared = decisions.shared(index)
+    if near is not None and section.on_leak == "fail":
+        shared |= {"near copy": near.leaks, "13-gram": near.ngram_leaks}
+    quarantined = sum(counts.quarantined.values())
     return [
-        checks.stop_token_supervised(rows, encoding.stop_token_ids),
-        checks.answer_truncated(rows),
-        checks.supervised_tokens(rows),
-        checks.split_leakage([row.row for row in rows]),
-        checks.quarantine_share(ledger, section.max_quarantine_fraction),
+        *checks.token_gates(index, places.where),
+        checks.split_leakage(shared),
+        checks.quarantine_share(
+            quarantined,
+            counts.read,
+            section.max_quarantine_fraction,
+            reading.why() if quarantined else "",
+        ),
     ]
 
 
+def _vocabulary(base: Artifact, reading: Reading) -> Gate:
+    config: dict[str, Any] = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
+    rows = config.get("vocab_size") or config["text_config"]["vocab_size"]
+    return checks.vocabulary_grows(reading.largest_id, int(rows))
+
+
 def _info(
-    section: PrepareSection, labels: list[str], encoding: Encoding, counts: DatasetCounts
+    recipe: Recipe,
+    labels: list[str],
+    counts: DatasetCounts,
+    reading: Reading,
+    near: NearCounts | None,
+    found: LabelFindings,
 ) -> DatasetInfo:
+    section = recipe.section
     return DatasetInfo(
         task=section.task,
         labels=labels,
         system_prompt=section.system_prompt,
-        splits={split: found.rows for split, found in counts.splits.items()},
-        stop_token_ids=list(encoding.stop_token_ids),
+        splits={split: of.rows for split, of in counts.splits.items()},
+        stop_token_ids=list(recipe.tongue.stop_token_ids),
         max_length_tokens=section.max_length_tokens,
         counts=counts,
+        sources=sources_read(recipe.files, reading),
+        near=near,
+        pii=PiiCounts(
+            rows=dict(sorted(reading.pii.items())),
+            redacted=section.pii.action == "redact",
+            examples=reading.pii_examples,
+        ),
+        classical=found.classical,
+        label_noise=found.noise,
     )
 
 
@@ -174,10 +220,27 @@ def _metrics(counts: DatasetCounts) -> dict[str, Any]:
     }
 
 
-def _files(section: PrepareSection) -> Sequence[Path]:
-    for source in section.sources:
-        check_source(source.path)
-    return [source.path for source in section.sources]
+def files(section: PrepareSection) -> Sequence[Path]:
+    """What the section reads from outside the store; hub data sets are pinned by revision."""
+    found = [
+        file.path
+        for source in section.sources
+        if not source.path.startswith("hub:")
+        for file in source_files(source)
+    ]
+    found += [file.path for file in section.contamination]
+    if section.replay is not None:
+        found += [file.path for file in expand(str(section.replay.path or section.replay.prompts))]
+    schema = section.extraction.json_schema
+    return [*found, *([schema] if schema is not None else [])]
+
+
+def _refuse_preferences(section: PrepareSection) -> None:
+    if section.task == "preference":
+        raise ConfigError(
+            "prepare.task is preference: sft cannot learn from pairs. Put the section under "
+            "`preferences:`, which dpo reads."
+        )
 
 
 STAGE = Stage(
@@ -185,11 +248,23 @@ STAGE = Stage(
     order=20,
     summary="read, clean, split and tokenise the data",
     makes="dataset",
-    version=1,
+    version=2,
     section=PrepareSection,
     run=run,
     slots=(Slot("base", "base", ("base",)),),
     uses_seed=True,
-    packages=("transformers", "tokenizers"),
-    files=_files,
+    packages=(
+        "jinja2",
+        "jsonschema-rs",
+        "kingfisher-secret-scanner",
+        "phonenumbers",
+        "py3langid",
+        "pyarrow",
+        "rensa",
+        "scikit-learn",
+        "tokenizers",
+        "transformers",
+    ),
+    files=files,
+    check=_refuse_preferences,
 )

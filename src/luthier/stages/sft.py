@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import model_validator
 
 from luthier.config import Field, Section, result_free
-from luthier.data.dataset import load_split
-from luthier.errors import DataError
+from luthier.data.dataset import load_split, split_files
 from luthier.gates import Gate, check
 from luthier.models.loading import DType, Quantization, load_model, load_tokenizer, pick_device
 from luthier.models.lora import (
@@ -126,14 +125,10 @@ def _rows(inputs: StageInputs) -> "tuple[datasets.Dataset, datasets.Dataset | No
     """Training rows and validation rows, token columns only."""
     folder = inputs["dataset"].path
     columns = ["input_ids", "labels"]
-    train = load_split(folder, "train")
-    if train is None or not len(train):
-        raise DataError("The dataset has no training rows. Check prepare.sources.")
-    validation = load_split(folder, "validation")
-    return (
-        train.select_columns(columns),
-        validation.select_columns(columns) if validation is not None and len(validation) else None,
-    )
+    train = load_split(folder, "train", columns)
+    if not split_files(folder, "validation"):
+        return train, None
+    return train, load_split(folder, "validation", columns)
 
 
 def _dtype(section: SFTSection) -> DType:

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from luthier.data.tokens import IGNORE_INDEX
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-IGNORE_INDEX = -100
 
 
 class LengthSortedBatches:

@@ -10,7 +10,8 @@ B rows of a batch, T tokens of its longest row, P shared first tokens, K kept po
 
 from typing import TYPE_CHECKING, Any
 
-from luthier.training.batches import IGNORE_INDEX, PaddedCollator
+from luthier.data.tokens import IGNORE_INDEX
+from luthier.training.batches import PaddedCollator
 
 if TYPE_CHECKING:
     import datasets

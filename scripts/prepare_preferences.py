@@ -1,0 +1,6 @@
+"""Stage `preferences` as a script: --config CONFIG, and every option of `luthier preferences`."""
+
+from luthier.cli import run_script
+
+if __name__ == "__main__":
+    run_script("preferences")
