@@ -251,7 +251,9 @@ def main() -> None:
     parser.add_argument("--kind", choices=("long", "short"), default="long")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--near", choices=tuple(NEAR), nargs="+", default=["off", "on"])
-    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "luthier-prepare")
+    parser.add_argument(
+        "--scratch", type=Path, default=Path(tempfile.gettempdir()) / "luthier-prepare"
+    )
     parser.add_argument("--bare-only", action="store_true")
     arguments = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -37,7 +37,7 @@ def write_dataset(
     folder.mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):
         records = [_record(tokenizer, task, row) for row in range(rows)]
-        parquet.write_table(pa.Table.from_pylist(records), folder / f"{split}.parquet")
+        parquet.write_table(pa.Table.from_pylist(records), folder / f"{split}-00000.parquet")
     info = {
         "task": task,
         "labels": sorted(LABELS),
@@ -73,7 +73,7 @@ def tune(base: Path, folder: Path, dataset: Path, steps: int = 150) -> Path:
     from luthier.models.loading import load_model
 
     shutil.copytree(base, folder)
-    rows = parquet.read_table(dataset / "test.parquet").to_pylist()
+    rows = parquet.read_table(dataset / "test-00000.parquet").to_pylist()
     longest = max(len(row["input_ids"]) for row in rows)
     ids_BT = torch.tensor([padded(row["input_ids"], longest, 2) for row in rows])
     labels_BT = torch.tensor(

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -49,6 +49,14 @@ GATES = {
 
 def shipped(*splits: str) -> list[dict[str, Any]]:
     return [{"path": str(SECTIONS / f"{split}.jsonl"), "split": split} for split in splits]
+
+
+class Work(NamedTuple):
+    """A config's fields, what came of them, and its hashes."""
+
+    fields: dict[str, Any]
+    found: Prepared
+    hashes: dict[str, str]
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +236,93 @@ def test_another_seed_draws_other_rows(
     other = prepare(smol_base, tmp_path / "other", seed=8, **INTERRUPTED)
     assert other.info.splits == limited.info.splits
     assert hashes(other.path)["train-00000.parquet"] != hashes(limited.path)["train-00000.parquet"]
+
+
+PADDING_CHARACTERS = 20_000  # of a column that nobody reads: many chunks, few tokens
+
+
+@pytest.fixture(scope="module")
+def many_parts(base: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Work:
+    """Nine parts, with every fate that a row can have in several of them."""
+    folder = tmp_path_factory.mktemp("many")
+    rows = [row | {"pad": "x" * PADDING_CHARACTERS} for row in section_rows("train", 500)]
+    more = section_rows("train")[500:1100]
+    copied = [row | {"text": row["text"].upper()} for row in more[:40]]
+    clashing = [row | {"label": "games"} for row in more[40:80] if row["label"] != "games"]
+    for number, block in enumerate((more[:300], [*more[300:], *copied], [*clashing, *more[:50]])):
+        write(folder / "small" / f"{number}.jsonl", [*block, {"text": number}])
+    general = [{"instruction": f"thing {n}", "output": f"answer {n}"} for n in range(100)]
+    fields = {
+        "sources": [
+            train(write(folder / "large.jsonl", rows)),
+            train(folder / "small" / "*.jsonl"),
+            {"path": write(folder / "test.jsonl", section_rows("test", 200)), "split": "test"},
+        ],
+        "validation_fraction": 0.1,
+        "near": {"near_duplicates": "drop"},
+        "replay": {"path": write(folder / "general.jsonl", general), "fraction": 0.05},
+        "limit": {"validation": 80},
+        "max_quarantine_fraction": 0.2,
+    }
+    found = prepare(base, folder / "workspace", workers=1, **fields)
+    return Work(fields, found, hashes(found.path))
+
+
+def parts_of(workspace: Workspace | Path) -> dict[str, int]:
+    """When each part of the spool was written, in nanoseconds."""
+    folder = workspace if isinstance(workspace, Path) else workspace.path
+    spool = folder / "_scratch" / "spool"
+    return {path.name: path.stat().st_mtime_ns for path in spool.glob("*.arrow")}
+
+
+def test_many_parts_hold_every_fate(many_parts: Work) -> None:
+    assert len(parts_of(many_parts.found.path)) == 8
+    assert set(many_parts.found.quarantined) == {"column-missing", "contradiction"}
+    assert {"duplicate", "near-duplicate", "mixture", "limit"} <= set(many_parts.found.dropped)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_same_bytes_again_with_any_number_of_processes(
+    base: Artifact, many_parts: Work, tmp_path: Path, workers: int
+) -> None:
+    found = prepare(base, tmp_path / "again", workers=workers, **many_parts.fields)
+    assert hashes(found.path) == many_parts.hashes
+
+
+STOPS = {
+    "before the first part": ("reading and tokenising", 0, 1),
+    "after some parts": ("reading and tokenising", 3, 4),
+    "in the search": ("looking for near copies", 2, 8),
+    "while writing": ("writing", 0, 8),
+}
+
+
+@pytest.mark.parametrize(("label", "steps", "parts"), STOPS.values(), ids=STOPS)
+def test_a_stopped_run_goes_on_from_its_parts(
+    base: Artifact, many_parts: Work, tmp_path: Path, label: str, steps: int, parts: int
+) -> None:
+    reporter = StopsWhile(label, steps)
+    again = stopped(base, tmp_path / "stopped", reporter, workers=1, **many_parts.fields)
+    kept = parts_of(again)
+    assert len(kept) == parts
+    found = prepare(base, again, workers=1, **many_parts.fields)
+    assert hashes(found.path) == many_parts.hashes
+    assert {name: parts_of(again)[name] for name in kept} == kept
+
+
+def test_a_run_stopped_with_two_processes_goes_on_with_one(
+    base: Artifact, many_parts: Work, tmp_path: Path
+) -> None:
+    reporter = StopsWhile("reading and tokenising", 2)
+    again = stopped(base, tmp_path / "stopped", reporter, workers=2, **many_parts.fields)
+    kept = parts_of(again)
+    assert 3 <= len(kept) <= 8
+    half = again.scratch / "spool" / ".000007.arrow.1.luthier-tmp"
+    half.write_bytes(b"half a part of a process that was killed")
+    found = prepare(base, again, workers=1, **many_parts.fields)
+    half.unlink()
+    assert hashes(found.path) == many_parts.hashes
+    assert {name: parts_of(again)[name] for name in kept} == kept
 
 
 def test_fractions_respect_groups_and_classes(

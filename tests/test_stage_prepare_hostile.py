@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from luthier.errors import DataError
 from luthier.store.artifact import SCRATCH_NAME, Artifact
-from prepare_cases import Prepared, hashes, prepare, train, write
+from prepare_cases import Prepared, prepare, train, write
 
 pytest_plugins = "prepare_fixtures"
 

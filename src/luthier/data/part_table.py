@@ -81,11 +81,11 @@ def with_label_codes(table: "pa.Table") -> "tuple[pa.Table, list[str]]":
 
 
 def largest_id(table: "pa.Table") -> int:
-    """The largest token id in a part."""
+    """The largest token id in a part, rejected replies included."""
     import pyarrow.compute as pc
 
-    flat = pc.list_flatten(table["input_ids"])
-    return int(pc.max(flat).as_py() or 0)
+    both = (pc.list_flatten(table[name]) for name in ("input_ids", "rejected_ids"))
+    return max(int(pc.max(flat).as_py() or 0) for flat in both)
 
 
 def _token_columns(rows: Sequence[EncodedRow]) -> "dict[str, pa.Array]":

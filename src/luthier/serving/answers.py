@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.data.dataset import load_split, split_files
+from luthier.data.rows import Split
 from luthier.errors import ServingError
 from luthier.models.loading import load_model
 from luthier.serving.llama_server import Completion, LlamaServer
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 MARGIN_TOKENS = 8  # beyond the longest trained reply: a model that rambles must be seen to ramble
 _BATCH_ROWS = 16
-_PROBE_SPLITS = ("test", "validation", "train")
+_PROBE_SPLITS: tuple[Split, ...] = ("test", "validation", "train")
 
 
 @dataclass(frozen=True)
@@ -63,32 +65,43 @@ def read_probes(dataset_folder: Path, count: int, text_count: int) -> ProbeSet:
     Raises:
         ServingError: the dataset has no rows.
     """
-    import pyarrow.parquet as parquet
-
     info = json.loads((dataset_folder / "dataset.json").read_text("utf-8"))
-    paths = [dataset_folder / f"{split}.parquet" for split in _PROBE_SPLITS]
-    paths = [path for path in paths if path.exists()]
-    if not paths:
+    splits = [split for split in _PROBE_SPLITS if split_files(dataset_folder, split)]
+    if not splits:
         raise ServingError(f"{dataset_folder}: no rows to probe the exported model with.")
     columns = ["messages", "input_ids", "prompt_length"]
-    tables = [parquet.read_table(path, columns=columns) for path in paths]
-    reply_lengths = [
-        len(ids) - prompt_length
-        for table in tables
-        for ids, prompt_length in zip(
-            table["input_ids"].to_pylist(), table["prompt_length"].to_pylist(), strict=True
-        )
-    ]
-    rows = tables[0].take(_spread(tables[0].num_rows, count)).to_pylist()
-    text_rows = tables[-1].take(_spread(tables[-1].num_rows, text_count)).to_pylist()
+    probes = load_split(dataset_folder, splits[0], columns)
+    texts = load_split(dataset_folder, splits[-1], ["messages"])
+    rows = probes.select(_spread(len(probes), count)).to_list()
+    text_rows = texts.select(_spread(len(texts), text_count)).to_list()
     return ProbeSet(
         probes=tuple(_probe(row) for row in rows),
-        texts=tuple(message["content"] for row in text_rows for message in row["messages"][-2:]),
+        texts=tuple(
+            message["content"]
+            for row in text_rows
+            for message in row["messages"][-2:]
+            if message["content"]
+        ),
         stop_token_ids=tuple(info["stop_token_ids"]),
         system_prompt=info["system_prompt"] or None,
         from_messages=info["task"] != "completion",
-        max_new_tokens=max(reply_lengths) + MARGIN_TOKENS,
+        max_new_tokens=_longest_reply(dataset_folder, splits) + MARGIN_TOKENS,
     )
+
+
+def _longest_reply(dataset_folder: Path, splits: Sequence[Split]) -> int:
+    """Tokens of the longest last reply, looked for a stretch of rows at a time."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as parquet
+
+    longest = 0
+    for path in (path for split in splits for path in split_files(dataset_folder, split)):
+        for batch in parquet.ParquetFile(path).iter_batches(
+            columns=["input_ids", "prompt_length"]
+        ):
+            replies = pc.subtract(pc.list_value_length(batch["input_ids"]), batch["prompt_length"])
+            longest = max(longest, pc.max(replies).as_py() or 0)
+    return longest
 
 
 def _spread(rows: int, count: int) -> list[int]:
