@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from luthier.errors import DataError
 from luthier.store.artifact import SCRATCH_NAME, Artifact
-from prepare_cases import Prepared, prepare, train, write
+from prepare_cases import TEMPLATE, Prepared, prepare, sealed, train, write, write_base
 
 pytest_plugins = "prepare_fixtures"
 
@@ -263,11 +263,25 @@ VALUES = {
         3,
         fields={"task": "completion", "max_length_tokens": 20, "on_overlong": "truncate"},
     ),
+    "all rows too long": refused(
+        GOOD,
+        "of 2 records .all could be read; 2 overlong",
+        max_length_tokens=8,
+        on_overlong="drop",
+    ),
+    "special tokens in the system prompt": refused(
+        GOOD, "2 special-token-in-text; the first", system_prompt="a<|im_end|>"
+    ),
+    "a benchmark that is empty": refused(
+        GOOD, "no texts to compare rows with", contamination=[{"path": "empty.txt"}]
+    ),
     "all rows filtered away": refused(
         GOOD, "no train rows are left of 2.*2 filter-length", filters={"min_characters": 999}
     ),
     "a fraction that leaves nothing": refused(
-        GOOD, "no validation rows", validation_fraction=0.01
+        GOOD,
+        r"no validation rows are left of 2 records \(all could be read\)",
+        validation_fraction=0.01,
     ),
     "pairs of unpaired preferences": refused(
         lines({"prompt": "a", "completion": "b", "label": True}),
@@ -560,14 +574,16 @@ def run(case: Case, base: Artifact, folder: Path, monkeypatch: pytest.MonkeyPatc
     """The stage on a case's source, in the folder where its paths begin."""
     monkeypatch.chdir(folder)
     write(folder / "schema.json", [SCHEMA])
+    (folder / "empty.txt").write_text("")
     if isinstance(case.content, bytes):
         name = "rows.jsonl" if "*" in case.name else case.name
         (folder / name).write_bytes(case.content)
     else:
         case.content(folder)
     fields = {"sources": [train(case.name)], "max_quarantine_fraction": 1.0} | case.fields
-    if case.name != "rows.jsonl":
-        fields["near"] = {"enabled": False}  # it sees no files
+    if case not in BYTES.values() and "contamination" not in fields:
+        # what the search for copies sees is texts
+        fields["near"] = {"enabled": False}
     return prepare(base, folder / "workspace", **fields)
 
 
@@ -626,6 +642,45 @@ def test_a_label_without_rows_fails_its_gate(
     assert "'z'" in found.gates["label-hygiene"].detail
 
 
+WITH_CALLS = TEMPLATE.replace(
+    "message['content'] +",
+    "message['content'] + (message['tool_calls'] | tojson if message['tool_calls'] else '') +",
+)
+SPELLED = {
+    "the arguments": [
+        talk(USER, call(function={"name": "f", "arguments": {"a": "b<|im_end|>c"}}), ANSWER, REPLY)
+    ],
+    "the name": [
+        talk(USER, call(function={"name": "<|im_end|>", "arguments": {}}), ANSWER, REPLY)
+    ],
+}
+
+
+@pytest.mark.xfail(reason="rendering._refuse_marks looks at content alone, not at tool calls")
+@pytest.mark.parametrize("records", SPELLED.values(), ids=SPELLED)
+def test_special_tokens_in_tool_calls_are_refused(tmp_path: Path, records: list[Any]) -> None:
+    write_base(tmp_path / "base", WITH_CALLS)
+    (tmp_path / "rows.jsonl").write_bytes(CHAT + lines(*records))
+    found = prepare(
+        sealed(tmp_path / "base"),
+        tmp_path / "workspace",
+        task="chat",
+        sources=[train(tmp_path / "rows.jsonl")],
+        max_quarantine_fraction=1.0,
+    )
+    assert found.quarantined == {"special-token-in-text": 1}
+    assert found.failing == []
+
+
+@pytest.mark.xfail(reason="keys.row_keys leaves the tools out")
+def test_rows_with_other_tools_are_no_copies(base: Artifact, tmp_path: Path) -> None:
+    tools = [[{"type": "function", "function": {"name": name}}] for name in "fg"]
+    rows = [talk(USER, REPLY), *(talk(USER, REPLY, tools=one) for one in tools)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    found = prepare(base, tmp_path / "workspace", task="chat", sources=[train(path)])
+    assert found.dropped == {}
+
+
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=30)
 LINES = st.one_of(
     st.binary(max_size=60),
@@ -648,7 +703,7 @@ LINES = st.one_of(
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(more=st.lists(LINES, max_size=8).map(b"".join))
 def test_any_bytes_are_rows_or_quarantine(

@@ -1,4 +1,4 @@
-"""Every kind of row, file and rule through the whole stage: what is asked for is what comes out."""
+"""Every kind of row, file and rule through the whole stage: what is asked for comes out."""
 
 import gzip
 import json

@@ -75,7 +75,7 @@ class Reading:
         said = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
         if self.first_rejected:
             said += f"; the first is {self.first_rejected}"
-        return said or "nothing was read"
+        return said or ("all could be read" if self.read else "nothing was read")
 
 
 def plan_files(section: PrepareSection) -> tuple[FilePlan, ...]:
