@@ -109,7 +109,6 @@ def test_contradiction_is_refused(fields: dict[str, Any], message: str) -> None:
         section(**fields)
 
 
-@pytest.mark.xfail(reason="nothing searches for benchmarks when near.enabled is false")
 def test_benchmarks_need_the_search() -> None:
     with pytest.raises(ValidationError, match="contamination"):
         section(near={"enabled": False}, contamination=[{"path": "bench.txt"}])

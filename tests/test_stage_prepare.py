@@ -400,6 +400,7 @@ def test_failing_gates(base: Artifact, workspace: Workspace, tmp_path: Path) -> 
     )
     assert set(found.failing) == {"split-leakage", "quarantine-share"}
     assert found.gates["split-leakage"].detail.startswith("3 text, 0 group, 3 near copy")
+    assert found.gates["split-leakage"].measured == 3  # an exact copy counts once
     assert found.gates["quarantine-share"].measured == round(1 / 14, 6)
     detail = found.gates["quarantine-share"].detail
     assert "train.jsonl:11: column-missing: no 'label' among 'text'" in detail

@@ -201,7 +201,6 @@ def test_every_planted_leak_fails_the_gate(
     assert found.dropped == {"duplicate": REPEATED}
 
 
-@pytest.mark.xfail(reason="stages/prepare.py leaves near.contaminated out of split-leakage")
 @by_seed
 def test_rows_of_a_benchmark_fail_the_gate(base: Artifact, tmp_path: Path, seed: int) -> None:
     rows = [row for row in shuffled("train", seed) if is_long(row)][:60]

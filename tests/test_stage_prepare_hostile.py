@@ -656,7 +656,6 @@ SPELLED = {
 }
 
 
-@pytest.mark.xfail(reason="rendering._refuse_marks looks at content alone, not at tool calls")
 @pytest.mark.parametrize("records", SPELLED.values(), ids=SPELLED)
 def test_special_tokens_in_tool_calls_are_refused(tmp_path: Path, records: list[Any]) -> None:
     write_base(tmp_path / "base", WITH_CALLS)
@@ -672,7 +671,6 @@ def test_special_tokens_in_tool_calls_are_refused(tmp_path: Path, records: list[
     assert found.failing == []
 
 
-@pytest.mark.xfail(reason="keys.row_keys leaves the tools out")
 def test_rows_with_other_tools_are_no_copies(base: Artifact, tmp_path: Path) -> None:
     tools = [[{"type": "function", "function": {"name": name}}] for name in "fg"]
     rows = [talk(USER, REPLY), *(talk(USER, REPLY, tools=one) for one in tools)]

@@ -423,7 +423,6 @@ def test_replay_is_the_share_of_train_that_is_asked_for(
     assert found.dropped == {"mixture": 200 - origins["replay"]}
 
 
-@pytest.mark.xfail(reason="nothing calls replay.shortage")
 def test_too_few_replay_rows_are_told(base: Artifact, tmp_path: Path) -> None:
     general = [{"instruction": "general thing", "output": "general answer"}]
     found = prepare(
@@ -577,7 +576,6 @@ def test_several_sources_a_glob_and_other_column_names(base: Artifact, tmp_path:
     assert found.rows("test")[0]["source_line"] == 1
 
 
-@pytest.mark.xfail(reason="reading.Reading counts by the name of a file, not by file")
 def test_a_file_named_twice_is_counted_once_a_source(base: Artifact, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", labelled(4))
     found = prepare(

@@ -147,7 +147,12 @@ class Ingest:
         spool.rejected_path(job.part).write_text(
             "".join(rejected.as_json_line() for rejected in ordered), encoding="utf-8"
         )
-        facts = {"labels": labels, "rows": table.num_rows, "largest_id": largest_id(table)}
+        facts = {
+            "plan": job.file,
+            "labels": labels,
+            "rows": table.num_rows,
+            "largest_id": largest_id(table),
+        }
         spool.write(job.part, table, books.as_facts() | facts)
         return job.part
 

@@ -21,6 +21,8 @@ def row_keys(row: Parsed) -> tuple[bytes, bytes, bytes, bytes]:
         target, mirror = chosen + "\0" + rejected, rejected + "\0" + chosen
         return _key(prompt + target)[:16], _key(prompt), _key(target), _key(mirror)
     prompt, target = _spelled(row.messages[:-1]), _spelled(row.messages[-1:])
+    if row.tools is not None:
+        prompt = f"{json.dumps(row.tools, sort_keys=True)} {prompt}"
     whole = _key(prompt + target)
     return whole[:16], _key(prompt) if prompt else whole, _key(target), b"\0" * KEY_BYTES
 

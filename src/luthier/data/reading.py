@@ -38,13 +38,13 @@ class Reading:
     pii_examples: list[str] = field(default_factory=list)
     first_rejected: str | None = None
     largest_id: int = 0
-    read_by_file: Counter[str] = field(default_factory=Counter)
-    rejected_by_file: Counter[str] = field(default_factory=Counter)
+    read_by_plan: Counter[int] = field(default_factory=Counter)
+    rejected_by_plan: Counter[int] = field(default_factory=Counter)
 
     @property
     def read(self) -> int:
         """Records found in all files."""
-        return self.read_by_file.total()
+        return self.read_by_plan.total()
 
     @property
     def starts(self) -> list[int]:
@@ -66,8 +66,8 @@ class Reading:
         self.pii_examples += facts["pii_examples"][: _PII_EXAMPLES - len(self.pii_examples)]
         self.first_rejected = self.first_rejected or facts["first_rejected"]
         self.largest_id = max(self.largest_id, facts["largest_id"])
-        self.read_by_file[file] += facts["read"]
-        self.rejected_by_file[file] += rejected.total()
+        self.read_by_plan[facts["plan"]] += facts["read"]
+        self.rejected_by_plan[facts["plan"]] += rejected.total()
 
     def why(self) -> str:
         """What took records away so far, for a message: counts, then the first one rejected."""
@@ -191,8 +191,8 @@ def sources_read(files: Sequence[FilePlan], reading: Reading) -> list[SourceRead
             split=plan.split,
             format=plan.row_format,
             reason=plan.reason,
-            read=reading.read_by_file[plan.file.name],
-            quarantined=reading.rejected_by_file[plan.file.name],
+            read=reading.read_by_plan[number],
+            quarantined=reading.rejected_by_plan[number],
         )
-        for plan in files
+        for number, plan in enumerate(files)
     ]

@@ -7,6 +7,7 @@ Marks are the tokens that only the template writes. The tokenizer treats the tex
 marks alone, so where a prompt ends is known by its marks and by what follows the last of them.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -77,7 +78,7 @@ class Renderer:
             ModelError: the base has no chat template, or no stop token for plain text.
             RowError: a text spells a mark, or the template refuses these messages.
         """
-        self._refuse_marks(messages)
+        self._refuse_marks(messages, tools)
         if self._is_plain:
             return self._plain(messages)
         key: list[Any] = [last_only]
@@ -119,18 +120,24 @@ class Renderer:
             ) from error
         return str(rendered[0])
 
-    def _refuse_marks(self, messages: Sequence[Message]) -> None:
+    def _refuse_marks(self, messages: Sequence[Message], tools: Tools) -> None:
         for message in messages:
-            content = message.get("content")
-            if not content or self._start not in content:
-                continue
-            found = self.structure.search(content)
-            if found:
-                raise RowError(
-                    "special-token-in-text",
-                    f"the {message['role']}'s text spells {found[0]}, which would become that "
-                    "token",
-                )
+            content = message.get("content") or ""
+            if len(message) != 2:  # a name, tool calls: the template may write any of it
+                content = json.dumps(message, ensure_ascii=False)
+            self._refuse_mark(content, f"the {message['role']}'s text")
+        if tools is not None:
+            self._refuse_mark(json.dumps(list(tools), ensure_ascii=False), "the tools' text")
+
+    def _refuse_mark(self, text: str, whose: str) -> None:
+        if self._start not in text:
+            return
+        found = self.structure.search(text)
+        if found:
+            raise RowError(
+                "special-token-in-text",
+                f"{whose} spells {found[0]}, which would become that token",
+            )
 
     def _plain(self, messages: Sequence[Message]) -> Sheet:
         stop = self._tongue.stop_text

@@ -11,6 +11,7 @@ from luthier.data.reading import replay_plan
 from luthier.data.records import SourceFile
 from luthier.data.section import PrepareSection
 from luthier.data.sources import expand
+from luthier.data.summary import Advice
 from luthier.errors import DataError
 from luthier.store.artifact import Artifact, Workspace
 
@@ -67,13 +68,15 @@ def aside(index: RowIndex, rows: "NDArray[np.bool_]") -> Iterator[None]:
 
 def draw_replay(
     section: PrepareSection, index: RowIndex, replayed: "NDArray[np.bool_]", seed: int
-) -> None:
-    """Of the replay rows as many stay as are the share of train that is asked for."""
+) -> list[Advice]:
+    """Of the replay rows as many stay as are the share of train asked for; says if too few."""
     import numpy as np
 
     if section.replay is None:
-        return
+        return []
     waiting = np.flatnonzero(index.kept & replayed)
     task_rows = int((index.inside("train") & ~replayed).sum())
     drawn = replay.draw(task_rows, index.id_key[waiting], section.replay.fraction, seed)
     index.leave(np.delete(waiting, drawn), Fate.MIXTURE)
+    short = replay.shortage(task_rows, len(waiting), section.replay.fraction)
+    return [short] if short is not None else []

@@ -210,6 +210,12 @@ class PrepareSection(Section):
             raise ValueError("system_prompt says {labels}, so `labels` must list them")
         return self
 
+    @model_validator(mode="after")
+    def _near_fits(self) -> Self:
+        if self.contamination and not self.near.enabled:
+            raise ValueError("contamination is looked for by the near search: set near.enabled")
+        return self
+
     @property
     def given_splits(self) -> set[Split]:
         """The splits that sources give."""

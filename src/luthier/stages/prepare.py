@@ -90,7 +90,7 @@ def run(section: PrepareSection, inputs: StageInputs, workspace: Workspace) -> S
         with aside(index, replayed):
             splits.mixture(index, [source.weight for source in section.sources], inputs.seed)
             splits.limited(index, section.limit, inputs.seed)
-        draw_replay(section, index, replayed, inputs.seed)
+        short = draw_replay(section, index, replayed, inputs.seed)
         verdict.require_splits(section, index, reading)
         with clock("write"):
             target = Target(
@@ -112,7 +112,8 @@ def run(section: PrepareSection, inputs: StageInputs, workspace: Workspace) -> S
         labels = look_at_labels(section, index, places, inputs.seed)
         gates += labels.gates
     info = _info(recipe, found.labels, counts, reading, near, labels)
-    info = info.model_copy(update={"advice": advice(info, section.target_accuracy)})
+    told = [*short, *advice(info, section.target_accuracy)]
+    info = info.model_copy(update={"advice": told})
     write_atomically(workspace.path / INFO_NAME, info.model_dump_json(indent=2) + "\n")
     return StageResult(
         _metrics(counts), gates, {"counts": counts.model_dump(mode="json")}, clock.seconds
@@ -157,7 +158,8 @@ def _gates(
     places = Places(reading.spool, reading.starts, reading.files)
     shared = decisions.shared(index)
     if near is not None and section.on_leak == "fail":
-        shared |= {"near copy": near.leaks, "13-gram": near.ngram_leaks}
+        benchmark = sum(near.contaminated.values())
+        shared |= {"near copy": near.leaks, "13-gram": near.ngram_leaks, "benchmark": benchmark}
     quarantined = sum(counts.quarantined.values())
     return [
         *checks.token_gates(index, places.where),
