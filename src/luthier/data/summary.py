@@ -104,7 +104,7 @@ class Classical(Record):
 
 
 class PiiCounts(Record):
-    """Personal data found: rows a kind, over all kept rows; redacted or not."""
+    """Personal data found: rows a kind, over all rows read; redacted or not."""
 
     rows: dict[str, int]
     redacted: bool

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Prompts, answers, metrics and paired statistics: is the tuned model better, and by how much."""
