@@ -5,7 +5,8 @@ decided here on arrays that hold one number a row. A key is the first 8 bytes of
 ten million texts, two that differ share one with probability 3e-6.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -101,6 +102,14 @@ class RowIndex:
         mask &= self.kept
         self.fate[mask] = fate
         return int(mask.sum())
+
+    @contextmanager
+    def aside(self, rows: "NDArray[np.bool_]") -> Iterator[None]:
+        """While this lasts, these rows are not among the kept ones that are decided about."""
+        waiting = self.kept & rows
+        self.fate[waiting] = Fate.MIXTURE
+        yield
+        self.fate[waiting] = Fate.KEPT
 
     def counts(self) -> dict[Fate, int]:
         """Rows of every fate that occurs, KEPT included."""

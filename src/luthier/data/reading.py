@@ -164,7 +164,7 @@ def read_all(recipe: Recipe, pool: Workers, workspace: Workspace) -> Reading:
             reading.add(part)
             done_bytes = min(size_bytes, left_bytes)  # packed files hold more than their size
             left_bytes -= done_bytes
-            task.advance(done_bytes, rows=reading.starts[-1], quarantined=reading.rejected.total())
+            task.advance(done_bytes, rows=sum(reading.sizes), quarantined=reading.rejected.total())
     return reading
 
 

@@ -64,8 +64,7 @@ class Renderer:
 
     def __init__(self, tongue: Tongue, *, is_plain: bool = False) -> None:
         self._tongue, self._is_plain = tongue, is_plain
-        by_length = sorted(tongue.marks, key=lambda mark: (-len(mark), mark))
-        self.structure = re.compile("|".join(map(re.escape, by_length)) or r"(?!)")
+        self.structure = re.compile(tongue.any_mark)
         starts = {mark[0] for mark in tongue.marks}
         self._start = starts.pop() if len(starts) == 1 else ""
         self._bos = tongue.bos_token or ""

@@ -1,7 +1,5 @@
 """Replay as one more source, behind all others: where its rows come from, and how many stay."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from luthier.data import chunks, replay
@@ -55,15 +53,6 @@ def _prompts(path: str) -> list[replay.ReplayPrompt]:
         first = unusable[0]
         raise DataError(f"{first.file}:{first.line}: {first.reason}. Mend or remove the line.")
     return prompts
-
-
-@contextmanager
-def aside(index: RowIndex, rows: "NDArray[np.bool_]") -> Iterator[None]:
-    """While the rows of the task are chosen among, these are no candidates."""
-    waiting = index.kept & rows
-    index.fate[waiting] = Fate.MIXTURE
-    yield
-    index.fate[waiting] = Fate.KEPT
 
 
 def draw_replay(

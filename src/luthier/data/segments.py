@@ -45,8 +45,7 @@ class Segments:
         self._tokenizer.no_padding()
         self._mark_ids = dict(tongue.marks)
         self._ids_of_marks = frozenset(tongue.marks.values())
-        by_length = sorted(tongue.marks, key=lambda mark: (-len(mark), mark))
-        self._split = re.compile(f"({'|'.join(map(re.escape, by_length)) or '(?!)'})").split
+        self._split = re.compile(f"({tongue.any_mark})").split
         self._known: dict[str, list[int]] = {}
         self._tails: dict[str, list[int]] = {}
         self.are_apart = self._probe()

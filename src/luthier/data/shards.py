@@ -5,6 +5,7 @@ What is written is measured as it is written, from its labels alone.
 
 import json
 import shutil
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -71,6 +72,10 @@ def shard_jobs(
         sizes: rows of every part.
     """
     starts = list(accumulate(sizes, initial=0))
+    faults_of: list[dict[int, str]] = [{} for _ in sizes]
+    for row, reason in faults.items():
+        part = bisect_right(starts, row) - 1
+        faults_of[part][row - starts[part]] = reason
     first = number = 0
     for part in range(len(sizes)):
         if starts[part + 1] - starts[first] < _SHARD_ROWS and part + 1 < len(sizes):
@@ -81,13 +86,9 @@ def shard_jobs(
             number,
             parts,
             tuple(places[starts[p] : starts[p + 1]] for p in parts),
-            tuple(_local(faults, starts[p], starts[p + 1]) for p in parts),
+            tuple(faults_of[p] for p in parts),
         )
         first, number = part + 1, number + 1
-
-
-def _local(faults: Mapping[int, str], start: int, end: int) -> dict[int, str]:
-    return {row - start: reason for row, reason in faults.items() if start <= row < end}
 
 
 def write_shard(job: ShardJob) -> Written:
@@ -96,9 +97,11 @@ def write_shard(job: ShardJob) -> Written:
     written = Written([], [])
     try:
         for part, places, faults in zip(job.parts, job.places, job.faults, strict=True):
-            table = job.target.spool.read(part)
-            written.quarantine.append(_quarantine(job.target.spool, part, table, faults))
-            written.flags.append(shards.add(table, places, job.target.spool.facts(part)["file"]))
+            spool = job.target.spool
+            table, file = spool.read(part), spool.facts(part)["file"]
+            merged = _quarantine(spool.rejected_path(part), table, file, faults)
+            written.quarantine.append(merged)
+            written.flags.append(shards.add(table, places, file))
     finally:
         shards.close()
     shards.keep()
@@ -221,12 +224,13 @@ def _flags_of(labels: "pa.ListArray", stop_token_ids: Sequence[int]) -> "NDArray
     return flags
 
 
-def _quarantine(spool: Spool, part: int, table: "pa.Table", faults: Mapping[int, str]) -> Path:
-    """The unusable records of a part in the order of their lines, as lines of a file."""
-    path = spool.rejected_path(part)
+def _quarantine(path: Path, table: "pa.Table", file: str, faults: Mapping[int, str]) -> Path:
+    """The unusable records of a part in the order of their lines, as lines of a file.
+
+    `path` holds those that were rejected when the part was made.
+    """
     if not faults:
         return path
-    file = spool.facts(part)["file"]
     late = [
         Rejected(file, table["source_line"][row].as_py(), reason, table["raw"][row].as_py() or "")
         for row, reason in sorted(faults.items())
@@ -235,7 +239,7 @@ def _quarantine(spool: Spool, part: int, table: "pa.Table", faults: Mapping[int,
         early = list(lines)
     found = [(json.loads(line)["line"], line) for line in early]
     found += [(rejected.line, rejected.as_json_line()) for rejected in late]
-    merged = path.with_name(f"{part:06d}.quarantine.jsonl")
+    merged = path.with_name(path.name.replace("rejected", "quarantine"))
     merged.write_text("".join(line for _, line in sorted(found)), encoding="utf-8")
     return merged
 

@@ -1,5 +1,6 @@
 """How a base model is spoken to: what rendering and tokenising need of it, as plain values."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,12 @@ class Tongue:
     bos_token: str | None
     adds_bos: bool
     stop_text: str | None
+
+    @property
+    def any_mark(self) -> str:
+        """A regular expression for a mark, the longest that stands there."""
+        by_length = sorted(self.marks, key=lambda mark: (-len(mark), mark))
+        return "|".join(map(re.escape, by_length)) or "(?!)"
 
 
 def tongue_of(tokenizer: "PreTrainedTokenizerBase", stop_token_ids: Sequence[int]) -> Tongue:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from luthier.data import decisions
 from luthier.data.index import Fate, RowIndex
 from luthier.data.reading import Reading
-from luthier.data.replay_source import aside
 from luthier.data.section import PrepareSection
 from luthier.data.spooled import Places
 from luthier.errors import DataError
@@ -39,7 +38,7 @@ def judge(section: PrepareSection, index: RowIndex, replayed: "NDArray[np.bool_]
         labels = sorted(section.labels or decisions.train_labels(index))
         decisions.unknown_labels(index, labels, replayed)
     if section.task in _CONTRADICTABLE:
-        with aside(index, replayed):
+        with index.aside(replayed):
             decisions.contradictions(index)
     decisions.duplicates(index)
     if section.on_leak == "drop":

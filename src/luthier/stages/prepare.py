@@ -32,7 +32,7 @@ from luthier.data.reading import (
     sources_read,
     worker_count,
 )
-from luthier.data.replay_source import aside, draw_replay, replay_files
+from luthier.data.replay_source import draw_replay, replay_files
 from luthier.data.section import PrepareSection
 from luthier.data.shards import Target, write_shards
 from luthier.data.sources import expand
@@ -83,11 +83,11 @@ def run(section: PrepareSection, inputs: StageInputs, workspace: Workspace) -> S
         with clock("decide"):
             found = verdict.judge(section, index, replayed)
             verdict.apply_length_limit(section, index, places)
-            with aside(index, replayed):
+            with index.aside(replayed):
                 splits.cut(index, section.fractions, inputs.seed, section.split_by)
         with clock("near"):
             near = look_for_copies(section, index, recipe.spool, pool, workspace)
-        with aside(index, replayed):
+        with index.aside(replayed):
             splits.mixture(index, [source.weight for source in section.sources], inputs.seed)
             splits.limited(index, section.limit, inputs.seed)
         short = draw_replay(section, index, replayed, inputs.seed)
@@ -102,7 +102,7 @@ def run(section: PrepareSection, inputs: StageInputs, workspace: Workspace) -> S
             write_shards(target, index, found.faults, reading.sizes, pool, workspace)
     with clock("measure"):
         counts = count(index, found.labels, reading)
-        gates = _gates(section, index, counts, reading, near)
+        gates = _gates(section, index, places, counts, reading, near)
         gates += [
             _vocabulary(base, reading),
             golden.parity(section.task, index, places, tokenizer),
@@ -151,11 +151,11 @@ def _with_label_list(section: PrepareSection) -> PrepareSection:
 def _gates(
     section: PrepareSection,
     index: RowIndex,
+    places: Places,
     counts: DatasetCounts,
     reading: Reading,
     near: NearCounts | None,
 ) -> list[Gate]:
-    places = Places(reading.spool, reading.starts, reading.files)
     shared = decisions.shared(index)
     if near is not None and section.on_leak == "fail":
         benchmark = sum(near.contaminated.values())
