@@ -166,7 +166,7 @@ def train(sample: Sample) -> None:
         "tokens_per_second": 812.4, "peak_memory_bytes": 1234567890,
     }  # fmt: skip
     seal(
-        sample, "sft", files | {"training_log.jsonl": training_log()},
+        sample, "sft", files | {"measured/training_log.jsonl": training_log()},
         gates=[
             check("adapter-dtype", "float32", "==", "float32"),
             check("adapter-moved", 0.99871, ">=", 0.9),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +106,34 @@ def test_scripts_take_the_config_as_an_option(here: Path, given: list[str]) -> N
     )
     assert done.returncode == 2
     assert "no-such-model" in done.stderr
+
+
+WAITING = """
+import time
+from luthier.interrupts import StopFlag
+stop = StopFlag()
+stop.install()
+print("ready", flush=True)
+while not stop.requested:
+    time.sleep(0.01)
+print("asked", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_stops_at_once_with_exit_4(first: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(first)
+        assert process.stdout.readline() == "asked\n"
+        process.send_signal(signal.SIGTERM)  # asks again, and does not cut the step off
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=10)
+    assert process.returncode == 4
+    assert "Ctrl-C again stops at once" in errors

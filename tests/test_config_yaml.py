@@ -2,11 +2,12 @@
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from luthier.config.document import Mark, plain
@@ -256,6 +257,8 @@ def test_a_scalar_is_a_finite_number_text_or_refused(raw: str) -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=30))
 def test_text_written_by_pyyaml_reads_as_itself_or_is_refused(text: str) -> None:
+    """But 1e5, which PyYAML takes for text and so does not quote: here it is a number."""
+    assume(not re.fullmatch(r"[-+]?[0-9]+[eE][-+]?[0-9]+", text))
     node, problems = parse_yaml(
         yaml.safe_dump({"a": text}, allow_unicode=True),
         lambda line, column: Mark(0, line, column, "x"),

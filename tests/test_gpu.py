@@ -1,63 +1,59 @@
 """The CUDA paths: LoRA and QLoRA training, and the numerics that they must keep. `-m gpu`."""
 
+import json
 from pathlib import Path
+from typing import Any
 
-import datasets
 import pytest
 import torch
 
-from luthier.models.loading import Quantization, load_model, load_tokenizer
-from luthier.models.lora import LoraSection, attach, moved_share, output_matrices, trainable_dtypes
-from luthier.store.artifact import Workspace
+from luthier.models.loading import load_model
 from luthier.training.batches import PaddedCollator
-from luthier.training.callbacks import stage_callback
 from luthier.training.loss import summed_loss
-from luthier.training.trainer import TrainingPlan, make_trainer
-from test_training import PREFIX, token_rows
+from training_cases import PREFIX, make_job, run_job, token_rows, write_dataset
 
 pytestmark = pytest.mark.gpu
 
 
-class NoTask:
-    def advance(self, count: int = 1, **_: object) -> None:
-        pass
-
-    def resize(self, total: int, done: int = 0) -> None:
-        pass
-
-
-@pytest.mark.parametrize("quantization", [None, "nf4"])
+@pytest.mark.parametrize(
+    "fields", [{"method": "lora"}, {"method": "qlora"}], ids=["lora", "qlora"]
+)
 def test_bfloat16_training_keeps_a_float32_adapter_that_learns(
-    tiny_base: Path, tmp_path: Path, quantization: Quantization | None
+    tiny_base: Path, tmp_path: Path, fields: dict[str, Any]
 ) -> None:
-    model = load_model(tiny_base, dtype="bfloat16", quantization=quantization)
-    assert model.device.type == "cuda"
-    model = attach(model, LoraSection(r=4, alpha=8), seed=5)
-    before = output_matrices(model)
-    trainer = make_trainer(
-        model=model,
-        tokenizer=load_tokenizer(tiny_base),
-        rows=(datasets.Dataset.from_list(token_rows(24, prefix=PREFIX)), None),
-        plan=TrainingPlan(4, None, 5, share_prefix=True, checkpoints=tmp_path / "c"),
-        arguments={
-            "num_train_epochs": 4,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-2,
-            "gradient_checkpointing": False,
-        },
-        callbacks=[stage_callback(Workspace(tmp_path), NoTask())],
-    )
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < losses[0]
-    assert set(trainable_dtypes(model)) == {"float32"}
-    assert moved_share(before, output_matrices(model)) > 0.9
+    dataset = write_dataset(tmp_path / "dataset", train=24)
+    outcome = run_job(make_job(tiny_base, dataset, tmp_path / "run", epochs=4, **fields))
+    assert outcome is not None
+    facts = outcome.facts["training"]
+    assert (facts["device"], facts["dtype"]) == ("cuda", "bfloat16")
+    assert outcome.metrics["validation_loss"] < outcome.metrics["validation_loss_before"]
+    gates = {gate.id: gate for gate in outcome.gates}
+    assert gates["adapter-dtype"].measured == "float32"
+    assert gates["adapter-moved"].status == "pass"
+
+
+def test_stopped_and_resumed_training_ends_alike(tiny_base: Path, tmp_path: Path) -> None:
+    """Kernels on a GPU may add in another order each time, so not bit by bit."""
+    dataset = write_dataset(tmp_path / "dataset")
+    fields: dict[str, Any] = {"dtype": "float32", "lora": {"r": 4, "alpha": 8, "dropout": 0.1}}
+    whole = make_job(tiny_base, dataset, tmp_path / "whole", **fields)
+    parts = make_job(tiny_base, dataset, tmp_path / "parts", **fields)
+    run_job(whole)
+    assert run_job(parts, asked_to_stop=lambda: True) is None
+    run_job(parts)
+    assert losses(parts.outputs) == pytest.approx(losses(whole.outputs), rel=1e-4)
+
+
+def losses(outputs: Path) -> list[float]:
+    log = (outputs / "measured" / "training_log.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in log.splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
 
 
 def test_shared_prefix_equals_plain_on_cuda(tiny_base: Path) -> None:
     model = load_model(tiny_base, dtype="float32")
     batch = PaddedCollator(2)(token_rows(6, prefix=PREFIX))
-    inputs = {name: tensor.to("cuda") for name, tensor in batch.items()}
+    inputs = {name: value.to("cuda") for name, value in batch.items()}
     with torch.inference_mode():
         shared = summed_loss(model, inputs, share_prefix=True)
         plain = summed_loss(model, inputs, share_prefix=False)

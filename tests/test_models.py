@@ -14,7 +14,7 @@ from luthier.models.chat import encode, render, stop_token_ids
 from luthier.models.gguf_source import import_gguf
 from luthier.models.loading import load_model, load_tokenizer
 from luthier.models.lora import LoraSection, attach, save_adapter, trainable_dtypes
-from luthier.models.merging import adapter_deltas, cast_weights, dequantised_weights, merge
+from luthier.models.merging import adapter_updates, cast_weights, dequantised_weights, merge
 from luthier.models.parity import largest_logit, max_logit_difference, probe_logits
 from luthier.models.sources import find_source, folder_files, source_files
 from luthier.models.weights import describe_weights
@@ -189,16 +189,16 @@ def test_nan_is_the_largest_difference() -> None:
     assert not max_logit_difference([a, a], [a, b]) <= 1.0
 
 
-@pytest.mark.parametrize("feature", ["use_dora", "modules_to_save"])
+@pytest.mark.parametrize("feature", ["lora_bias", "target_parameters"])
 def test_adapters_with_another_formula_are_refused(
     adapter: Path, tmp_path: Path, feature: str
 ) -> None:
     changed = copied(adapter, tmp_path / "a")
     config = json.loads((changed / "adapter_config.json").read_text(encoding="utf-8"))
-    config[feature] = ["lm_head"] if feature == "modules_to_save" else True
+    config[feature] = True
     (changed / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ModelError, match=feature):
-        adapter_deltas(changed)
+        adapter_updates(changed)
 
 
 def test_tensors_that_are_no_lora_are_refused(adapter: Path, tmp_path: Path) -> None:
@@ -206,13 +206,14 @@ def test_tensors_that_are_no_lora_are_refused(adapter: Path, tmp_path: Path) -> 
     tensors = load_file(changed / "adapter_model.safetensors")
     tensors["base_model.model.lm_head.weight"] = torch.zeros(2, 2)
     save_file(tensors, changed / "adapter_model.safetensors")
-    with pytest.raises(ModelError, match="no LoRA matrices"):
-        adapter_deltas(changed)
+    with pytest.raises(ModelError, match="no LoRA matrix"):
+        adapter_updates(changed)
 
 
 def test_adapter_of_another_model_is_refused(adapter: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.mkdir()
+    (base / "config.json").write_text("{}", encoding="utf-8")
     save_file({"model.embed_tokens.weight": torch.zeros(4, 4)}, base / "model.safetensors")
     out = tmp_path / "out"
     out.mkdir()

@@ -81,6 +81,8 @@ def _contents(stage: Path) -> dict[str, str]:
     folder = next(p for p in stage.iterdir() if p.is_dir())
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"):
+        if path.parent.name == "measured":  # rates and memory, which no two runs share
+            continue
         is_text = path.suffix in (".md", ".json", ".jsonl") and path.stat().st_size < 100_000
         found[str(path.relative_to(folder))] = (
             path.read_text(encoding="utf-8") if is_text else sha256_file(path)

@@ -35,17 +35,17 @@ def _kill_before(count: int) -> None:
         setattr(os, name, wrap(getattr(os, name)))
 
 
-def _run_child(root: Path, count: int) -> bool:
-    """Whether the child lived to the end."""
+def killed_before(count: int, work: Callable[[], Any]) -> bool:
+    """Do `work` in a forked child that dies before its count-th change; whether it was killed."""
     child = os.fork()
     if child == 0:
         _kill_before(count)
-        make(Store(root))
+        work()
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     assert os.WIFEXITED(status) or os.WTERMSIG(status) == signal.SIGKILL
     assert not os.WIFEXITED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFEXITED(status)
+    return not os.WIFEXITED(status)
 
 
 def _check_all_or_nothing(root: Path) -> bool:
@@ -70,9 +70,9 @@ def _kill_everywhere(folder: Path) -> None:
     sealed = []
     for count in range(1, 1000):
         root = folder / str(count)
-        lived = _run_child(root, count)
+        killed = killed_before(count, lambda root=root: make(Store(root)))
         sealed.append(_check_all_or_nothing(root))
-        if lived:
+        if not killed:
             break
     print(f"{len(sealed)} instants, {sum(sealed)} of them after the seal")  # noqa: T201
     assert sealed == sorted(sealed)
@@ -81,7 +81,7 @@ def _kill_everywhere(folder: Path) -> None:
 def _kill_again_and_again(root: Path) -> None:
     """One store, each attempt killed one step later: what was begun is gone on with."""
     for count in range(1, 1000):
-        if _run_child(root, count):
+        if not killed_before(count, lambda: make(Store(root))):
             break
     _check_all_or_nothing(root)
 

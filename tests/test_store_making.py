@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.errors import InterruptedRunError
+from luthier.errors import InterruptedRunError, StoreError
 from luthier.gates import Gate, check
 from luthier.interrupts import StopFlag
 from luthier.progress import Reporter
@@ -118,6 +118,34 @@ def test_digest_depends_on_outputs_alone(tmp_path: Path) -> None:
     other = make(Store(tmp_path / "c"), files={"train.parquet": b"other"})
     assert one.digest == two.digest != other.digest
     assert one.key != two.key
+
+
+def test_measurements_are_sealed_and_not_in_the_digest(tmp_path: Path) -> None:
+    """Rates and memory differ between runs that make the same."""
+    stores = [Store(tmp_path / name) for name in "abcd"]
+    plain, *others = (
+        make(store, files=FILES | files)
+        for store, files in zip(
+            stores,
+            (
+                {},
+                {"measured/rates.json": b"1"},
+                {"measured/rates.json": b"22", "measured/gpu/memory.json": b"3"},
+                {"unmeasured/measured/x": b"1"},
+            ),
+            strict=True,
+        )
+    )
+    assert plain.digest == others[0].digest == others[1].digest != others[2].digest
+    stores[1].verify(others[0])
+    listed = [file.path for file in others[1].manifest.outputs]
+    assert "measured/gpu/memory.json" in listed
+    path = others[1].path / "measured" / "rates.json"
+    assert not path.stat().st_mode & 0o222
+    path.chmod(0o644)
+    path.write_bytes(b"23")
+    with pytest.raises(StoreError, match=r"measured/rates\.json: its content changed"):
+        stores[2].verify(others[1])
 
 
 def test_failed_gate_makes_a_failed_artifact_that_keeps_nan(tmp_path: Path) -> None:

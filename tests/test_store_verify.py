@@ -69,6 +69,10 @@ def test_a_file_replaced_by_a_link_to_its_copy_is_damage(
     assert damages(artifact.path) == ["train.parquet: is not a regular file"]
 
 
+def test_the_digest_of_what_was_sealed_earlier_stays(artifact: Artifact) -> None:
+    assert artifact.digest.startswith("4ca9517f0b1149dd")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -20,9 +20,9 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 LAYERS = [
     {"errors", "gates", "interrupts", "progress"},
     {"config", "store"},
-    {"data", "models", "training", "evaluation", "serving"},
+    {"data", "estimate", "models", "training", "evaluation", "serving"},
     {"stages"},
-    {"pipeline"},
+    {"pipeline", "planning", "forking", "foretelling"},
     {"report"},
     {"cli"},
 ]

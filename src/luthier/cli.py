@@ -27,35 +27,20 @@ Overrides = Annotated[
 Inputs = Annotated[
     list[str] | None, typer.Option("--input", help="slot=version, such as adapter=name/adapter@v2")
 ]
+Fork = Annotated[
+    str | None,
+    typer.Option(
+        "--fork", help="go on from an interrupted run's checkpoint", metavar="KEY[@STEP]"
+    ),
+]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="begin anew, whatever interrupted runs there are")
+]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Until = Annotated[str | None, typer.Option("--until", help="stop after this stage")]
 Reference = Annotated[
     str, typer.Argument(metavar="REF", help="name/kind@v1, a key's first digits, or a folder")
 ]
-
-
-def _pipeline(config: str, overrides: list[str] | None, pins: list[str] | None = None) -> Any:
-    from luthier.interrupts import StopFlag
-    from luthier.pipeline import Pipeline, load_run
-    from luthier.progress import reporter_for_stderr
-    from luthier.store import Store
-
-    loaded = load_run(config, overrides or [])
-    stop = StopFlag()
-    stop.install()
-    return Pipeline(loaded, Store.default(), reporter_for_stderr(), stop, _pins(pins or []))
-
-
-def _pins(texts: Sequence[str]) -> dict[str, str]:
-    pins: dict[str, str] = {}
-    for text in texts:
-        slot, equals, reference = text.partition("=")
-        if not equals or not slot or not reference:
-            raise ConfigError(
-                f"--input {text}: write it as slot=version, such as adapter=name/adapter@v2."
-            )
-        pins[slot] = reference
-    return pins
 
 
 def _print(text: str) -> None:
@@ -67,17 +52,20 @@ def _print_json(value: Any) -> None:
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913, the options of a command
     config: Config,
     overrides: Overrides = None,
     until: Until = None,
     inputs: Inputs = None,
+    fork: Fork = None,
+    fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
     """Run every stage of CONFIG, reusing what is there; end with a table and an HTML page."""
+    from luthier.pipeline import open_pipeline
     from luthier.report import closing_table, done_json, summarise, write_report
 
-    pipeline = _pipeline(config, overrides, inputs)
+    pipeline = open_pipeline(config, overrides, inputs, fork, fresh)
     try:
         done = pipeline.run(until)
     except GateError:
@@ -95,26 +83,40 @@ def run(
 
 
 @app.command()
-def plan(
-    config: Config, overrides: Overrides = None, until: Until = None, as_json: Json = False
+def plan(  # noqa: PLR0913, the options of a command
+    config: Config,
+    overrides: Overrides = None,
+    until: Until = None,
+    inputs: Inputs = None,
+    fork: Fork = None,
+    fresh: Fresh = False,
+    on: Annotated[
+        str | None, typer.Option(help="hardware to predict memory for, such as rtx-4090")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Show which stage would be reused, resumed or run, and why."""
+    """Show which stage would be reused, resumed or run, and why; and what training will take."""
+    from luthier.foretelling import foretell
+    from luthier.pipeline import open_pipeline
     from luthier.report import plan_json, plan_table
 
-    steps = _pipeline(config, overrides).plan(until)
+    pipeline = open_pipeline(config, overrides, inputs, fork, fresh)
+    steps = pipeline.plan(until)
+    foretold = foretell(pipeline.config, steps, on)
     if as_json:
-        _print_json(plan_json(steps))
+        _print_json(plan_json(steps, foretold))
         return
-    plan_table(steps)
+    plan_table(steps, foretold)
 
 
 @app.command()
 def report(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
     """Write the HTML page of what CONFIG has made so far."""
     from luthier.errors import StoreError
+    from luthier.pipeline import open_pipeline
     from luthier.report import write_report
 
-    pipeline = _pipeline(config, overrides)
+    pipeline = open_pipeline(config, overrides)
     made = pipeline.artifacts()
     if not made:
         raise StoreError(f"{config} has made nothing yet. Run: luthier run {config}")
@@ -199,24 +201,11 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Read every byte of an artifact, or of all, and compare with its manifest."""
-    from luthier.errors import StoreError
     from luthier.store import Store
 
-    store = Store.default()
     if (reference is None) != everything:
         raise ConfigError("Say which artifact, or --all.")
-    problems: list[str] = []
-    artifacts = [store.resolve(reference)] if reference else []
-    if everything:
-        contents = store.contents()
-        artifacts, problems = contents.artifacts, list(contents.problems)
-    for artifact in artifacts:
-        try:
-            store.verify(artifact)
-        except StoreError as error:
-            problems.append(str(error))
-    if problems:
-        raise StoreError("\n".join(problems))
+    artifacts = Store.default().verified(reference)
     if as_json:
         _print_json({"verified": [artifact.ref for artifact in artifacts]})
     else:
@@ -245,11 +234,17 @@ def _add_stage_commands() -> None:
 
 def _stage_command(name: str) -> Any:
     def command(
-        config: Config, overrides: Overrides = None, inputs: Inputs = None, as_json: Json = False
+        config: Config,
+        overrides: Overrides = None,
+        inputs: Inputs = None,
+        fork: Fork = None,
+        fresh: Fresh = False,
+        as_json: Json = False,
     ) -> None:
+        from luthier.pipeline import open_pipeline
         from luthier.report import done_json, stage_closing
 
-        done = _pipeline(config, overrides, inputs).run_stage(name)
+        done = open_pipeline(config, overrides, inputs, fork, fresh).run_stage(name)
         if as_json:
             _print_json(done_json(done))
         else:

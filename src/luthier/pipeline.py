@@ -2,40 +2,23 @@
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 from luthier.config import RunConfig, load_config
 from luthier.errors import ConfigError, GateError, StoreError
+from luthier.forking import open_fork
 from luthier.gates import Gate, failures, judged, spell
 from luthier.interrupts import StopFlag
-from luthier.progress import Reporter
+from luthier.planning import Choices, Ingredients, PlannedStep, Planner, StepState
+from luthier.progress import Reporter, reporter_for_stderr
 from luthier.stages import discover
-from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
-from luthier.store import (
-    Artifact,
-    Identity,
-    InputRef,
-    ManifestDraft,
-    Store,
-    Workspace,
-    compute_key,
-    hash_files,
-    package_versions,
-)
+from luthier.stages.contract import Stage, StageInputs, StageResult
+from luthier.store import Artifact, ManifestDraft, Store, Workspace, note_recipe
 
-StepState = Literal["reuse", "resume", "run", "wait"]
-
-
-@dataclass(frozen=True)
-class PlannedStep:
-    """What would happen to one stage; `reasons` say why it is not reused."""
-
-    stage: str
-    state: StepState
-    reasons: list[str]
-    artifact: Artifact | None = None
+__all__ = ["Choices", "DoneStep", "Pipeline", "PlannedStep", "load_run", "open_pipeline"]
 
 
 @dataclass(frozen=True)
@@ -49,81 +32,38 @@ class DoneStep:
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Ingredients:
-    """A stage whose inputs exist: what it reads and the key of what it makes."""
-
-    inputs: Mapping[str, Artifact]
-    identity: Identity
-    key: str
-
-
 @dataclass
 class Pipeline:
-    """One run config against one store. `pins` choose an input by slot name on purpose."""
+    """One run config against one store."""
 
     config: RunConfig
     store: Store
     reporter: Reporter = field(default_factory=Reporter)
     stop: StopFlag = field(default_factory=StopFlag)
-    pins: Mapping[str, str] = field(default_factory=dict)
+    choices: Choices = field(default_factory=Choices)
     _verified: set[str] = field(default_factory=set)
 
-    def stages(self, until: str | None = None) -> list[Stage[Any]]:
-        """The config's stages in order, up to `until`.
-
-        Raises:
-            ConfigError: `until` is not one of them, or a stage's input is made by none of them.
-            LuthierError: a stage would fail for what can be seen now: a file or program missing.
-        """
-        stages = [stage for name, stage in discover().items() if name in self.config.sections]
-        names = [stage.name for stage in stages]
-        if until is not None and until not in names:
-            raise ConfigError(
-                f"{self.config.path}: there is no section {until}, so no such stage to run. "
-                f"The config has: {', '.join(names)}."
-            )
-        chosen = stages[: names.index(until) + 1] if until else stages
-        for stage in chosen:
-            for slot in stage.slots:
-                if not slot.optional and self._maker(slot) is None and slot.name not in self.pins:
-                    raise ConfigError(
-                        f"{self.config.path}: {stage.name} needs the section "
-                        f"{' or '.join(reversed(slot.stages))}, which is not there."
-                    )
-        for stage in chosen:
-            stage.check(self.config.sections[stage.name])
-            stage.files(self.config.sections[stage.name])
-        return chosen
+    @cached_property
+    def _planner(self) -> Planner:
+        return Planner(self.config, self.store, self.reporter, self.choices)
 
     def plan(self, until: str | None = None) -> list[PlannedStep]:
         """What `run` would do, without doing it."""
-        steps: list[PlannedStep] = []
-        made: dict[str, Artifact] = {}
-        for stage in self.stages(until):
-            inputs, missing = self._inputs(stage, made)
-            if missing:
-                steps.append(PlannedStep(stage.name, "wait", [f"after {' and '.join(missing)}"]))
-                continue
-            ingredients = self._ingredients(stage, inputs)
-            step = self._planned(stage, ingredients)
-            if step.artifact is not None:
-                made[stage.name] = step.artifact
-            steps.append(step)
-        return steps
+        return self._planner.plan(until)
 
     def run(self, until: str | None = None) -> list[DoneStep]:
         """Every stage in order, reusing what is there.
 
         Raises:
             GateError: a stage's gate failed; later stages did not run.
+            ConfigError: an interrupted run with checkpoints differs from what is asked now.
             InterruptedRunError: stopped on request; the same call goes on.
             LuthierError: a stage cannot work with its input.
         """
         done: list[DoneStep] = []
         made: dict[str, Artifact] = {}
-        for stage in self.stages(until):
-            inputs, missing = self._inputs(stage, made)
+        for stage in self._planner.stages(until):
+            inputs, missing = self._planner.inputs(stage, made)
             assert not missing, "stages come after those that make their inputs"
             done.append(self._do(stage, inputs))
             made[stage.name] = done[-1].artifact
@@ -136,14 +76,14 @@ class Pipeline:
             StoreError: an input does not exist yet; the message names the command that makes it.
         """
         made: dict[str, Artifact] = {}
-        for stage in self.stages(name):
-            inputs, missing = self._inputs(stage, made)
+        for stage in self._planner.stages(name):
+            inputs, missing = self._planner.inputs(stage, made)
             if stage.name == name:
                 if missing:
                     raise StoreError(self._missing_inputs(name, missing))
                 return self._do(stage, inputs)
             if not missing:
-                found = self.store.find(self._ingredients(stage, inputs).key)
+                found = self.store.find(self._planner.ingredients(stage, inputs).recipe.key)
                 if found is not None:
                     made[stage.name] = found
         raise AssertionError("stages(name) ends with name")
@@ -161,67 +101,13 @@ class Pipeline:
             f"luthier run {path} --until {name}"
         )
 
-    def _maker(self, slot: Slot) -> str | None:
-        """The stage of this config that fills a slot."""
-        return next((name for name in slot.stages if name in self.config.sections), None)
-
-    def _inputs(
-        self, stage: Stage[Any], made: Mapping[str, Artifact]
-    ) -> tuple[dict[str, Artifact], list[str]]:
-        """The inputs that exist, by slot, and the stages that have not made theirs yet."""
-        inputs: dict[str, Artifact] = {}
-        missing: list[str] = []
-        for slot in stage.slots:
-            if slot.name in self.pins:
-                inputs[slot.name] = self._pinned(slot)
-                continue
-            maker = self._maker(slot)
-            if maker is None:
-                continue
-            if maker in made:
-                inputs[slot.name] = made[maker]
-            else:
-                missing.append(maker)
-        return inputs, missing
-
-    def _pinned(self, slot: Slot) -> Artifact:
-        artifact = self.store.resolve(self.pins[slot.name])
-        if artifact.kind != slot.kind:
-            raise StoreError(
-                f"--input {slot.name}={self.pins[slot.name]}: that is of kind {artifact.kind}, "
-                f"and {slot.name} takes kind {slot.kind}."
-            )
-        return artifact
-
-    def _ingredients(self, stage: Stage[Any], inputs: Mapping[str, Artifact]) -> _Ingredients:
-        section = self.config.sections[stage.name]
-        identity = Identity(
-            stage=stage.name,
-            stage_version=stage.version,
-            fields=section.key_fields()
-            | ({"name of the run": self.config.name} if stage.uses_name else {}),
-            inputs={slot: artifact.digest for slot, artifact in inputs.items()},
-            files=hash_files(stage.files(section)),
-            seed=self.config.seed if stage.uses_seed else None,
-            packages=package_versions(stage.packages),
-        )
-        return _Ingredients(inputs, identity, compute_key(identity))
-
-    def _planned(self, stage: Stage[Any], ingredients: _Ingredients) -> PlannedStep:
-        artifact = self.store.find(ingredients.key)
-        if artifact is not None:
-            return PlannedStep(stage.name, "reuse", [], artifact)
-        if self.store.has_workspace(stage.name, ingredients.key):
-            return PlannedStep(stage.name, "resume", ["an earlier run was interrupted"])
-        nearest = self.store.nearest(ingredients.identity)
-        reasons = nearest[1] if nearest else ["never made before"]
-        return PlannedStep(stage.name, "run", reasons)
-
     def _do(self, stage: Stage[Any], inputs: Mapping[str, Artifact]) -> DoneStep:
         self.stop.raise_if_requested()
         started = time.monotonic()
-        ingredients = self._ingredients(stage, inputs)
-        planned = self._planned(stage, ingredients)
+        ingredients = self._planner.ingredients(stage, inputs)
+        planned = self._planner.planned(stage, ingredients)
+        if planned.refusal is not None:
+            raise ConfigError(planned.refusal)
         artifact = planned.artifact or self._make(stage, ingredients, planned)
         self._verify(artifact)
         ref = self.store.name(artifact, self.config.name)
@@ -236,48 +122,35 @@ class Pipeline:
             self.store.verify(artifact)
             self._verified.add(artifact.key)
 
-    def _make(
-        self, stage: Stage[Any], ingredients: _Ingredients, planned: PlannedStep
-    ) -> Artifact:
+    def _make(self, stage: Stage[Any], ingredients: Ingredients, planned: PlannedStep) -> Artifact:
         self.reporter.say(f"{stage.name}: {stage.summary} ({'; '.join(planned.reasons[:3])})")
         for artifact in ingredients.inputs.values():
             self._verify(artifact)
-        with self.store.workspace(
-            stage.name, ingredients.key, self.reporter, self.stop
-        ) as workspace:
-            made_meanwhile = self.store.find(ingredients.key)
+        key = ingredients.recipe.key
+        with self.store.workspace(stage.name, key, self.reporter, self.stop) as workspace:
+            made_meanwhile = self.store.find(key)
             if made_meanwhile is not None:
                 return made_meanwhile
+            note_recipe(workspace, ingredients.recipe)
             return self._seal(stage, ingredients, workspace)
 
-    def _seal(
-        self, stage: Stage[Any], ingredients: _Ingredients, workspace: Workspace
-    ) -> Artifact:
-        section = self.config.sections[stage.name]
+    def _seal(self, stage: Stage[Any], ingredients: Ingredients, workspace: Workspace) -> Artifact:
+        section, recipe = self.config.sections[stage.name], ingredients.recipe
         started = time.monotonic()
-        inputs = StageInputs(self.config.name, self.config.seed, ingredients.inputs)
+        fork, parent = None, None
+        if ingredients.fork is not None:
+            fork, parent = open_fork(ingredients.fork, stage, workspace, recipe, self.store)
+        inputs = StageInputs(self.config.name, self.config.seed, ingredients.inputs, fork)
         result: StageResult = stage.run(section, inputs, workspace)
         gc.collect()
-        identity = ingredients.identity
         return self.store.seal(
             workspace,
             ManifestDraft(
-                stage=stage.name,
-                stage_version=stage.version,
+                **dict(recipe),
                 kind=stage.makes,
-                key=ingredients.key,
-                name=self.config.name,
-                inputs=[
-                    InputRef(slot=slot, kind=a.kind, key=a.key, digest=a.digest, ref=a.ref)
-                    for slot, a in ingredients.inputs.items()
-                ],
-                external_files=list(identity.files),
                 config=section.model_dump(mode="json"),
-                key_fields=dict(identity.fields),
-                seed=identity.seed,
-                key_packages=dict(identity.packages),
                 metrics=dict(result.metrics),
-                facts=dict(result.facts),
+                facts=dict(result.facts) | ({"fork": parent} if parent else {}),
                 timings_seconds=dict(result.timings_seconds)
                 | {"stage": time.monotonic() - started},
                 gates=judged(result.gates, self.config.gates),
@@ -312,3 +185,36 @@ def load_run(path: str, overrides: list[str]) -> RunConfig:
     return load_config(
         path, {name: stage.section for name, stage in discover().items()}, overrides
     )
+
+
+def open_pipeline(
+    config: str,
+    overrides: Sequence[str] | None = None,
+    inputs: Sequence[str] | None = None,
+    fork: str | None = None,
+    fresh: bool = False,
+) -> Pipeline:
+    """What a command line asks for, on the default store; SIGINT and SIGTERM stop it from now on.
+
+    `inputs` are the texts of `--input`, each SLOT=VERSION.
+
+    Raises:
+        ConfigError: the config or the command line is wrong.
+    """
+    choices = Choices(_pins(inputs or []), fork, fresh)
+    loaded = load_run(config, list(overrides or []))
+    stop = StopFlag()
+    stop.install()
+    return Pipeline(loaded, Store.default(), reporter_for_stderr(), stop, choices)
+
+
+def _pins(texts: Sequence[str]) -> dict[str, str]:
+    pins: dict[str, str] = {}
+    for text in texts:
+        slot, equals, reference = text.partition("=")
+        if not equals or not slot or not reference:
+            raise ConfigError(
+                f"--input {text}: write it as slot=version, such as adapter=name/adapter@v2."
+            )
+        pins[slot] = reference
+    return pins

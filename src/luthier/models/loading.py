@@ -1,16 +1,23 @@
 """Loading tokenizers and models from sealed folders: local files, safetensors, no remote code."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from luthier.errors import ModelError
 from luthier.models.libraries import quiet_libraries
+from luthier.models.quantization import DType, Quantization, bitsandbytes_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DType = Literal["float32", "bfloat16", "float16"]
-Quantization = Literal["nf4"]
+__all__ = [
+    "DType",
+    "Quantization",
+    "is_whole_model",
+    "load_model",
+    "load_tokenizer",
+    "pick_device",
+]
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -37,6 +44,11 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         raise ModelError(f"{folder}: its tokenizer does not load: {error}") from error
 
 
+def is_whole_model(folder: Path) -> bool:
+    """Whether a trained artifact is a model of its own and not an adapter for a base."""
+    return not (folder / "adapter_config.json").exists() and (folder / "config.json").exists()
+
+
 def pick_device() -> str:
     """`cuda` when there is one, else `cpu`."""
     import torch
@@ -54,19 +66,26 @@ def load_model(
 ) -> "PreTrainedModel":
     """The causal language model of `folder`, in eval mode, with `adapter` on it when one is given.
 
-    `quantization="nf4"` keeps linear weights in 4-bit NormalFloat with double quantisation
-    (QLoRA, arXiv 2305.14314) and computes in `dtype`.
+    An `adapter` folder without adapter_config.json is a whole model, as full fine-tuning writes
+    it: that one is loaded. With `quantization` linear weights are kept in 4 or 8 bits.
 
     Raises:
-        ModelError: the folder does not hold a causal language model in safetensors.
+        ModelError: the folder does not hold a causal language model in safetensors, or the whole
+            model of `adapter` shall be quantised.
     """
+    if adapter is not None and is_whole_model(adapter):
+        if quantization is not None:
+            raise ModelError(
+                f"{adapter}: it was trained in full, on a base that is not quantised."
+            )
+        folder, adapter = adapter, None
     quiet_libraries()
     import torch
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
-    if quantization == "nf4":
-        options["quantization_config"] = nf4_config(dtype)
+    if quantization is not None:
+        options["quantization_config"] = bitsandbytes_config(quantization, dtype)
     options["device_map"] = {"": pick_device() if device == "auto" else device}
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -82,16 +101,3 @@ def load_model(
         )
     model.eval()
     return model
-
-
-def nf4_config(dtype: DType) -> Any:
-    """bitsandbytes' settings for QLoRA: NF4, double quantisation, computing in `dtype`."""
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, dtype),
-    )

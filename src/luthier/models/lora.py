@@ -1,101 +1,142 @@
-"""LoRA adapters (arXiv 2106.09685): attaching, saving, and what they are made of."""
+"""LoRA adapters (arXiv 2106.09685): attaching them to a model."""
 
-import json
-from collections import Counter
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
-from luthier.config import Field, Section
 from luthier.errors import ModelError
-from luthier.store.files import write_atomically
+from luthier.models.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, save_adapter
+from luthier.models.adapter_learning import (
+    keep_trainable_float32,
+    moved_share,
+    output_matrices,
+    parameter_groups,
+    trainable_dtypes,
+)
+from luthier.models.adapter_section import CHANGES_BASE, LoraSection, check_method
+from luthier.models.adapter_start import remember_start, start_eva, start_loftq
+from luthier.models.adapter_targets import find_targets
+from luthier.models.quantization import quantised_modules
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    import datasets
+    from torch import dtype, nn
     from transformers import PreTrainedModel
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
+    "LoraSection",
+    "attach",
+    "check_method",
+    "convert_at_whole_modules",
+    "keep_trainable_float32",
+    "moved_share",
+    "output_matrices",
+    "parameter_groups",
+    "save_adapter",
+    "trainable_dtypes",
+]
 
 
-class LoraSection(Section):
-    """The adapter's shape, named as PEFT names it."""
+def attach(
+    model: "PreTrainedModel",
+    section: LoraSection,
+    seed: int,
+    *,
+    rows: "datasets.Dataset | None" = None,
+    base_folder: Path | None = None,
+) -> "PreTrainedModel":
+    """A PEFT model with a fresh float32 adapter, the same for the same seed, model and rows.
 
-    r: int = Field(16, gt=0, le=1024, description="rank of the update matrices")
-    alpha: int = Field(32, gt=0, description="the update is scaled by alpha / r")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the A matrices, a share")
-    target_modules: Literal["all-linear"] | list[str] = Field(
-        "all-linear", description="all-linear, or names of the linear modules to adapt"
-    )
-
-
-def attach(model: "PreTrainedModel", section: LoraSection, seed: int) -> "PreTrainedModel":
-    """A PEFT model with a fresh float32 adapter; A is random by `seed`, B is zero.
+    Args:
+        model: the base; PiSSA and OLoRA change its weights.
+        section: the adapter's shape and start.
+        seed: of every random number drawn.
+        rows: training rows with `input_ids`, which EVA samples.
+        base_folder: the base's stored weights, which LoftQ compares with the quantised ones.
 
     Raises:
-        ModelError: the model has no module of a name in `target_modules`.
+        ModelError: a name or pattern in the section matches nothing in this model, or the model
+            cannot be trained so.
     """
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
+    try:
+        check_method(section, quantized=next(quantised_modules(model), None) is not None)
+    except ValueError as error:
+        raise ModelError(f"sft.{error}") from error
+    base_dtype = model.dtype
+    targets = find_targets(model, section)
     torch.manual_seed(seed)
-    config = LoraConfig(
+    try:
+        with warnings.catch_warnings():
+            # Of PEFT's own conversion of PiSSA, where ours holds; and of the memory EVA takes.
+            warnings.filterwarnings("ignore", "Using Rank-Stabilized LoRA with rank_pattern")
+            warnings.filterwarnings("ignore", "lora with eva initialization used with low_cpu_mem")
+            adapted = get_peft_model(
+                model, _config(section, targets.arguments, targets.ties_embeddings)
+            )
+    except ValueError as error:
+        raise ModelError(f"sft.lora: {error}") from error
+    if section.init_lora_weights in CHANGES_BASE:
+        keep_trainable_float32(adapted)
+        remember_start(adapted)
+    elif section.init_lora_weights == "eva":
+        assert rows is not None, "EVA looks at training rows"
+        start_eva(adapted, rows, seed)
+    elif section.init_lora_weights == "loftq":
+        assert base_folder is not None, "LoftQ looks at the base's stored weights"
+        start_loftq(adapted, base_folder)
+    keep_trainable_float32(adapted)
+    convert_at_whole_modules(adapted, base_dtype)
+    return adapted
+
+
+def _config(section: LoraSection, selection: dict[str, Any], ties_embeddings: bool) -> Any:
+    from peft import EvaConfig, LoraConfig
+
+    start: Any
+    match section.init_lora_weights:
+        # LoftQ's own start wants a GPU and an unquantised layer: ours comes after.
+        case "default" | "loftq":
+            start = True
+        case "pissa" if section.pissa_niter is not None:
+            start = f"pissa_niter_{section.pissa_niter}"
+        case other:
+            start = other
+    return LoraConfig(
         task_type="CAUSAL_LM",
         r=section.r,
         lora_alpha=section.alpha,
         lora_dropout=section.dropout,
-        target_modules=section.target_modules,
+        use_rslora=section.use_rslora,
+        use_dora=section.use_dora,
+        init_lora_weights=start,
+        eva_config=EvaConfig() if start == "eva" else None,
+        ensure_weight_tying=ties_embeddings,
+        **selection,
     )
-    try:
-        adapted = get_peft_model(model, config)
-    except ValueError as error:
-        raise ModelError(f"sft.lora.target_modules: {error}") from error
-    keep_trainable_float32(adapted)
-    return adapted
 
 
-def keep_trainable_float32(model: "nn.Module") -> None:
-    """Cast what is trained to float32, whatever a library made of it (FAILURES F14)."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-
-
-def trainable_dtypes(model: "nn.Module") -> dict[str, int]:
-    """How many trainable elements have which dtype."""
-    counts: Counter[str] = Counter()
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            counts[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
-    return dict(counts)
-
-
-def output_matrices(model: "nn.Module") -> "dict[str, Tensor]":
-    """Every B matrix by name, copied to the CPU: zero at the start, moved by learning."""
-    return {
-        name: parameter.detach().float().cpu().clone()
-        for name, parameter in model.named_parameters()
-        if "lora_B" in name
-    }
-
-
-def moved_share(before: "dict[str, Tensor]", after: "dict[str, Tensor]") -> float:
-    """Share of B elements that changed; 0 when any is NaN or infinite, or there is none."""
+def convert_at_whole_modules(model: "nn.Module", base_dtype: "dtype") -> None:
+    """Let float32 modules trained whole stand in a base of another dtype: what goes in is cast to
+    theirs, what comes out to the base's (LoRA layers do so by themselves)."""
     import torch
+    from peft.utils.other import ModulesToSaveWrapper
 
-    if not after or not all(bool(torch.isfinite(matrix).all()) for matrix in after.values()):
-        return 0.0
-    changed = sum(int((matrix != before[name]).sum()) for name, matrix in after.items())
-    return changed / sum(matrix.numel() for matrix in after.values())
+    if base_dtype == torch.float32:
+        return
 
+    def enter(_: "nn.Module", inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(one.float() if torch.is_floating_point(one) else one for one in inputs)
 
-def save_adapter(model: "PreTrainedModel", folder: Path, base_name: str) -> None:
-    """Write PEFT's two files, the same bytes for the same adapter: lists sorted, the base by name
-    and not by this machine's path, no generated model card."""
-    # "auto" would ask a hub about the base's name; linear modules alone are adapted.
-    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)
-    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = base_name
-    if isinstance(config["target_modules"], list):
-        config["target_modules"].sort()
-    write_atomically(folder / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    def leave(_: "nn.Module", __: tuple[Any, ...], output: Any) -> Any:
+        return output.to(base_dtype)
+
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            trained = module.modules_to_save["default"]
+            trained.register_forward_pre_hook(enter)
+            trained.register_forward_hook(leave)

@@ -1,13 +1,14 @@
 """Weights as safetensors files: what is in them, without loading a model."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from torch import Tensor
 
@@ -63,3 +64,13 @@ def shards(folder: Path) -> "Iterator[tuple[Path, dict[str, Tensor]]]":
 
     for path in weight_files(folder):
         yield path, load_file(path)
+
+
+def copy_small_files(base: Path, folder: Path, *, left_out: "Collection[str]" = ()) -> None:
+    """Copy all files of a model folder but weights and manifest, byte for byte and writable."""
+    for path in sorted(base.iterdir()):
+        is_small = path.suffix != ".safetensors" and path.name not in ("manifest.json", *left_out)
+        if is_small and path.is_file():
+            (folder / path.name).unlink(missing_ok=True)
+            shutil.copyfile(path, folder / path.name)
+            (folder / path.name).chmod(0o644)

@@ -8,6 +8,7 @@ from luthier.report import spelling
 from luthier.report.dataset_rows import DATASET_KINDS, info_of
 from luthier.report.dataset_terminal import show_dataset
 from luthier.report.lineage import SHOWN_DIGITS
+from luthier.report.plan_estimate import as_json, estimate_lines
 from luthier.report.terminal import columns, facts, heading, indented, printing, styled
 
 if TYPE_CHECKING:
@@ -16,23 +17,39 @@ if TYPE_CHECKING:
     from luthier.data.summary import DatasetInfo
     from luthier.pipeline import PlannedStep
     from luthier.store import Artifact, Contents, Manifest
+    from luthier.training.prediction import Prediction
 
 _SHOWN_TIME = len("2026-11-23T03:06")
 _LISTED_DIGITS = 8  # enough to type
 
 
-def plan_table(steps: "Sequence[PlannedStep]") -> None:
-    """Print each stage with what would happen to it, and every reason."""
+def plan_table(steps: "Sequence[PlannedStep]", foretold: "Prediction | str | None" = None) -> None:
+    """Print each stage with what would happen to it and why; then what training takes."""
     with printing() as console:
         table = columns(console, ("stage", "state", "why"))
         for step in steps:
             why = step.artifact.ref if step.artifact else "\n".join(step.reasons)
             table.add_row(step.stage, styled(step.state, step.state), spelling.printable(why))
         console.print(table)
+        for line in _foretold_lines(foretold):
+            console.print(line, markup=False, highlight=False)
 
 
-def plan_json(steps: "Sequence[PlannedStep]") -> list[dict[str, Any]]:
-    """The plan as JSON values."""
+def _foretold_lines(foretold: "Prediction | str | None") -> list[str]:
+    if foretold is None or isinstance(foretold, str):
+        return [foretold] if foretold else []
+    return estimate_lines(
+        foretold.fit, foretold.architecture, foretold.shape, foretold.hardware, foretold.time
+    )
+
+
+def plan_json(
+    steps: "Sequence[PlannedStep]", foretold: "Prediction | str | None" = None
+) -> list[dict[str, Any]]:
+    """The plan as JSON values; what training takes stands as `estimate` with the stage sft."""
+    estimate = None
+    if foretold is not None and not isinstance(foretold, str):
+        estimate = as_json(foretold.fit, foretold.shape, foretold.hardware, foretold.time)
     return [
         {
             "stage": step.stage,
@@ -40,6 +57,7 @@ def plan_json(steps: "Sequence[PlannedStep]") -> list[dict[str, Any]]:
             "reasons": step.reasons,
             "ref": step.artifact.ref if step.artifact else None,
         }
+        | ({"estimate": estimate} if step.stage == "sft" else {})
         for step in steps
     ]
 

@@ -15,21 +15,43 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 @dataclass(frozen=True)
 class Slot:
-    """One input of a stage: an artifact of `kind` by the first of `stages` in the config."""
+    """One input of a stage: an artifact of `kind` by the first of `stages` in the config.
+
+    With `field`, what that field of the stage's section names is taken from the store instead;
+    the field is `result_free`, since the artifact it names is in the key by its content.
+    """
 
     name: str
     kind: ArtifactKind
-    stages: tuple[str, ...]
+    stages: tuple[str, ...] = ()
     optional: bool = False
+    field: str | None = None
+
+
+@dataclass(frozen=True)
+class Fork:
+    """The interrupted run from whose checkpoint a stage goes on with other settings.
+
+    `checkpoint` is its sealed folder, which is there and intact as long as the stage has no
+    checkpoint of its own; `parent_key` are the first 16 digits of that run's key.
+    """
+
+    checkpoint: Path
+    parent_key: str
+    step: int
 
 
 @dataclass(frozen=True)
 class StageInputs:
-    """What a stage reads: the run's name and seed, and its verified input artifacts by slot."""
+    """What a stage reads: the run's name and seed, and its verified input artifacts by slot.
+
+    `fork` is only given to stages with `checkpoints`.
+    """
 
     name: str
     seed: int
     artifacts: Mapping[str, Artifact]
+    fork: Fork | None = None
 
     def __getitem__(self, slot: str) -> Artifact:
         return self.artifacts[slot]
@@ -65,7 +87,10 @@ class Stage(Generic[SectionT]):
     distributions whose version is part of the key; so are the seed and the run's name for a stage
     that uses them. `files` lists what the section reads from outside the store; their content is
     part of the key. `check` raises for what would make the stage fail hours later, such as a
-    missing program. `order` is the place in the pipeline.
+    missing program. `order` is the place in the pipeline. `checkpoints` names the folder, in the
+    workspace's scratch folder, where a stage that trains seals its checkpoints
+    (`luthier.training.checkpoints`); with it, a run that differs from an interrupted one is
+    refused, and can be forked from it.
     """
 
     name: str
@@ -81,3 +106,4 @@ class Stage(Generic[SectionT]):
     packages: tuple[str, ...] = ()
     files: Callable[[SectionT], Sequence[Path]] = _no_files
     check: Callable[[SectionT], None] = _no_check
+    checkpoints: str | None = None

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from luthier.config import Field, Section
 from luthier.data.dataset import load_split, split_files
 from luthier.gates import Gate, check
-from luthier.models.loading import DType, Quantization, load_model
+from luthier.models.loading import DType, Quantization, is_whole_model, load_model
 from luthier.models.merging import cast_weights, dequantised_weights, merge
 from luthier.models.parity import largest_logit, max_logit_difference, probe_logits
+from luthier.models.quantization import quantization_section
 from luthier.models.weights import describe_weights
 from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
 from luthier.store.artifact import Workspace
@@ -19,6 +20,7 @@ from luthier.training.loss import mean_loss
 
 if TYPE_CHECKING:
     import datasets
+    from transformers import PreTrainedModel
 
     from luthier.data.rows import Split
 
@@ -85,8 +87,10 @@ def _held_out(dataset: Path) -> "datasets.Dataset":
 
 
 def _quantization(inputs: StageInputs) -> Quantization | None:
-    found: Quantization | None = inputs["adapter"].manifest.facts["training"]["quantization"]
-    return found
+    quantization: Quantization | None = inputs["adapter"].manifest.facts["training"][
+        "quantization"
+    ]
+    return quantization
 
 
 def _candidates(section: MergeSection, inputs: StageInputs) -> Sequence[BaseWeights]:
@@ -105,7 +109,9 @@ def _merge(inputs: StageInputs, candidate: BaseWeights, folder: Path) -> dict[st
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     base = inputs["base"].path
-    replaced = dequantised_weights(base) if candidate == "dequantized" else None
+    replaced = None
+    if candidate == "dequantized":
+        replaced = dequantised_weights(base, _quantization(inputs) or "nf4")
     return asdict(merge(base, inputs["adapter"].path, folder, replaced))
 
 
@@ -114,14 +120,13 @@ def _parity(
 ) -> tuple[list[Gate], dict[str, Any]]:
     """F27: the merged model's logits against base + adapter, and against the base alone."""
     probes = rows["input_ids"][:PROBE_ROWS]
-    model = load_model(
-        inputs["base"].path,
-        adapter=inputs["adapter"].path,
-        quantization=_quantization(inputs) if kept == "dequantized" else None,
-    )
+    model = _trained(inputs, kept)
     adapted = probe_logits(model, probes)
-    with model.disable_adapter():
-        base = probe_logits(model, probes)
+    if is_whole_model(inputs["adapter"].path):
+        base = probe_logits(load_model(inputs["base"].path), probes)
+    else:
+        with model.disable_adapter():
+            base = probe_logits(model, probes)
     del model
     found = probe_logits(load_model(merged), probes)
     difference = max_logit_difference(adapted, found)
@@ -143,6 +148,28 @@ def _parity(
     }
 
 
+def _trained(inputs: StageInputs, kept: BaseWeights) -> "PreTrainedModel":
+    """Base + adapter, as the merged model must be.
+
+    int8 rounds activations too, so a model with its weights is compared and not itself.
+    """
+    base, adapter, quantization = (
+        inputs["base"].path,
+        inputs["adapter"].path,
+        _quantization(inputs),
+    )
+    if kept == "original" or quantization is None:
+        return load_model(base, adapter=adapter)
+    if quantization_section(quantization).type != "int8":
+        return load_model(base, adapter=adapter, quantization=quantization)
+    model = load_model(base, adapter=adapter)
+    plain = model.get_base_model()
+    for name, weight in dequantised_weights(base, quantization).items():
+        module = plain.get_submodule(name.removesuffix(".weight"))
+        getattr(module, "base_layer", module).weight.data.copy_(weight)
+    return model
+
+
 def _cast(folder: Path, dtype: DType, rows: "datasets.Dataset") -> float:
     """Cast the merged weights; the largest logit change that the cast brings."""
     probes = rows["input_ids"][:PROBE_ROWS]
@@ -156,7 +183,7 @@ STAGE = Stage(
     order=70,
     summary="merge the adapter into the base",
     makes="model",
-    version=1,
+    version=2,
     section=MergeSection,
     run=run,
     slots=(

@@ -1,7 +1,7 @@
 """Whether a sealed folder is what its manifest says."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -44,7 +44,27 @@ def damages(folder: Path, ignored: Collection[str] = ()) -> list[str]:
         for path in found
         if path.as_posix() not in {*listed, MANIFEST_NAME} and path.parts[0] not in ignored
     ]
-    return [*_manifest_damages(folder, manifest), *_file_damages(folder, manifest), *extra]
+    return [*_manifest_damages(folder, manifest), *file_damages(folder, manifest.outputs), *extra]
+
+
+def file_damages(folder: Path, files: Iterable[OutputFile]) -> list[str]:
+    """Every listed file that is missing, has another size or another content; bytes are read."""
+    problems = []
+    whole = []
+    for file in files:
+        text = _misshapen(folder, file)
+        if text is None:
+            whole.append(file)
+        else:
+            problems.append(text)
+    try:
+        digests = sha256_files([folder / file.path for file in whole])
+    except OSError as error:
+        return [*problems, f"{error.filename}: cannot be read: {error.strerror}"]
+    for file, digest in zip(whole, digests, strict=True):
+        if digest != file.sha256:
+            problems.append(f"{file.path}: its content changed")
+    return problems
 
 
 def spell_damage(folder: Path, problems: list[str]) -> str:
@@ -93,25 +113,6 @@ def _manifest_damages(folder: Path, manifest: Manifest) -> list[str]:
         problems.append(f"{MANIFEST_NAME}: the key does not follow from config, inputs and files")
     if not whole:
         problems.append(f"{MANIFEST_NAME}: was edited after the seal")
-    return problems
-
-
-def _file_damages(folder: Path, manifest: Manifest) -> list[str]:
-    problems = []
-    whole = []
-    for file in manifest.outputs:
-        text = _misshapen(folder, file)
-        if text is None:
-            whole.append(file)
-        else:
-            problems.append(text)
-    try:
-        digests = sha256_files([folder / file.path for file in whole])
-    except OSError as error:
-        return [*problems, f"{error.filename}: cannot be read: {error.strerror}"]
-    for file, digest in zip(whole, digests, strict=True):
-        if digest != file.sha256:
-            problems.append(f"{file.path}: its content changed")
     return problems
 
 

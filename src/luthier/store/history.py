@@ -8,7 +8,7 @@ from luthier.errors import StoreError
 from luthier.store.artifact import Artifact
 from luthier.store.canonical import canonical_json
 from luthier.store.keys import Identity
-from luthier.store.manifest import ExternalFile, InputRef, Manifest
+from luthier.store.manifest import ExternalFile, InputRef, Manifest, Recipe
 
 Find = Callable[[str], Artifact | None]
 _QUOTE = '"'
@@ -48,7 +48,7 @@ def _trace_input(ref: InputRef, find: Find) -> Lineage:
     return Lineage(ref.slot, ref.ref, ref.key, state, artifact, inputs)
 
 
-def differences(old: Manifest, new: Identity, find: Find) -> list[str]:
+def differences(old: Manifest | Recipe, new: Identity, find: Find) -> list[str]:
     """What in the ingredients of the key changed, one line each; empty for the same key."""
     changes = []
     if old.stage_version != new.stage_version:
@@ -86,7 +86,7 @@ def _changed_values(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[
             yield f"{path}: {before.strip(_QUOTE)} -> {after.strip(_QUOTE)}"
 
 
-def _changed_inputs(old: Manifest, new: Identity, find: Find) -> Iterator[str]:
+def _changed_inputs(old: Manifest | Recipe, new: Identity, find: Find) -> Iterator[str]:
     refs = {ref.slot: ref for ref in old.inputs}
     for slot in sorted({*refs, *new.inputs}):
         if slot not in refs:

@@ -4,13 +4,15 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from luthier.errors import DataError
 from luthier.store.canonical import sha256_json
 from luthier.store.files import sha256_files
-from luthier.store.manifest import ExternalFile, ManifestDraft, OutputFile
+from luthier.store.manifest import ExternalFile, ManifestDraft, OutputFile, Recipe
+
+MEASURED_FOLDER = "measured"
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ def compute_key(identity: Identity) -> str:
     )
 
 
-def identity_of(draft: ManifestDraft) -> Identity:
-    """The ingredients as a manifest, or its draft, keeps them."""
+def identity_of(draft: ManifestDraft | Recipe) -> Identity:
+    """The ingredients as a manifest, its draft or a workspace keeps them."""
     return Identity(
         stage=draft.stage,
         stage_version=draft.stage_version,
@@ -67,8 +69,18 @@ def identity_of(draft: ManifestDraft) -> Identity:
 
 
 def outputs_digest(outputs: Iterable[OutputFile]) -> str:
-    """SHA-256 over (path, size, SHA-256) of every file, sorted by path."""
-    return sha256_json(sorted([file.path, file.size_bytes, file.sha256] for file in outputs))
+    """SHA-256 over (path, size, SHA-256) of every file, sorted by path.
+
+    What lies below `MEASURED_FOLDER` is sealed like the rest and left out here: rates and memory
+    differ between runs that make the same, and what follows from the result must not.
+    """
+    return sha256_json(
+        sorted(
+            [file.path, file.size_bytes, file.sha256]
+            for file in outputs
+            if PurePosixPath(file.path).parts[0] != MEASURED_FOLDER
+        )
+    )
 
 
 def hash_files(paths: Iterable[Path]) -> list[ExternalFile]:

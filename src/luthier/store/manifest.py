@@ -68,6 +68,23 @@ class Environment(_Record):
     gpu: str | None = None
 
 
+class Recipe(_Record):
+    """What goes into a key, as a workspace keeps it while its artifact is being made.
+
+    The fields are those of the manifest of the same names.
+    """
+
+    stage: str
+    stage_version: int
+    key: str
+    name: str
+    inputs: list[InputRef]
+    external_files: list[ExternalFile]
+    key_fields: dict[str, Any]
+    seed: int | None
+    key_packages: dict[str, str]
+
+
 class ManifestDraft(_Record):
     """What a run knows of an artifact before it is sealed; the seal adds the rest."""
 
@@ -93,7 +110,9 @@ class Manifest(ManifestDraft):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     version: int
-    digest: str = Field(description="SHA-256 over path, size and SHA-256 of every output file")
+    digest: str = Field(
+        description="SHA-256 over path, size and SHA-256 of every output not below `measured/`"
+    )
     outputs: list[OutputFile]
     resumed: int = Field(0, description="how often an interrupted run of this stage went on")
     environment: Environment

@@ -13,7 +13,7 @@ from pathlib import Path
 from luthier.errors import StoreError
 from luthier.interrupts import StopFlag
 from luthier.progress import Reporter
-from luthier.store.artifact import Artifact, Workspace
+from luthier.store.artifact import SCRATCH_NAME, Artifact, Workspace
 from luthier.store.checking import damages, load, spell_damage
 from luthier.store.history import Lineage, differences, trace
 from luthier.store.keys import Identity
@@ -23,10 +23,12 @@ from luthier.store.problems import storage_errors
 from luthier.store.refs import REFS_FOLDER, Version, assign_version, read_versions
 from luthier.store.resolving import Contents, resolve_text
 from luthier.store.sealing import open_workspace, seal_workspace
+from luthier.store.unfinished import Unfinished, read_unfinished
 
 STORE_VARIABLE = "LUTHIER_STORE"
 DEFAULT_ROOT = Path("artifacts")
 _PARTIAL_SUFFIX = ".partial"
+_LOCK_SUFFIX = ".lock"
 
 
 class Store:
@@ -69,9 +71,39 @@ class Store:
         if problems:
             raise StoreError(spell_damage(artifact.path, problems))
 
+    def verified(self, text: str | None = None) -> list[Artifact]:
+        """Read every byte of the artifact that a user means, or of all; gives what was read.
+
+        Raises:
+            StoreError: names all that is wrong anywhere.
+        """
+        contents = self.contents() if text is None else Contents([self.resolve(text)], [], [])
+        problems = list(contents.problems)
+        for artifact in contents.artifacts:
+            try:
+                self.verify(artifact)
+            except StoreError as error:
+                problems.append(str(error))
+        if problems:
+            raise StoreError("\n".join(problems))
+        return contents.artifacts
+
     def has_workspace(self, stage: str, key: str) -> bool:
         """Whether an interrupted run, or one that goes on now, left work for this key."""
         return self._partial(stage, key).is_dir()
+
+    def scratch(self, stage: str, key: str) -> Path:
+        """Where an unfinished run of this key, or its first 16 digits, keeps its checkpoints."""
+        return self._partial(stage, key) / SCRATCH_NAME
+
+    def unfinished(self) -> list[Unfinished]:
+        """The workspaces of all stages that say what they are for, by stage and key."""
+        found = (
+            read_unfinished(partial, partial.with_suffix(_LOCK_SUFFIX))
+            for stage in self._stages()
+            for partial in sorted((self.root / stage).glob(f"*{_PARTIAL_SUFFIX}"))
+        )
+        return [workspace for workspace in found if workspace is not None]
 
     @contextmanager
     def workspace(
@@ -89,7 +121,7 @@ class Store:
         sealed, partial = self._sealed(stage, key), self._partial(stage, key)
         with storage_errors(self.root):
             sealed.parent.mkdir(parents=True, exist_ok=True)
-            with locked(sealed.with_suffix(".lock"), reporter, stop):
+            with locked(sealed.with_suffix(_LOCK_SUFFIX), reporter, stop):
                 open_workspace(partial, sealed)
                 yield Workspace(path=partial, reporter=reporter, stop=stop)
 

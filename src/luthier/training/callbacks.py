@@ -1,11 +1,13 @@
-"""What happens between the steps of a training run: progress, stopping on request, bad losses."""
+"""What happens between the steps of a training run: progress, evaluations, stops, bad losses."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from luthier.progress import Task
-    from luthier.store.artifact import Workspace
+    from luthier.training.section import EarlyStoppingSection
 
 
 def loss_is_real(loss: float) -> bool:
@@ -13,26 +15,104 @@ def loss_is_real(loss: float) -> bool:
     return math.isfinite(loss) and loss != 0.0
 
 
-def stage_callback(workspace: "Workspace", task: "Task") -> Any:
-    """A TrainerCallback that advances `task`, stops at a step's end when asked to or when the loss
-    is NaN, infinite or 0, and has a checkpoint written before it stops on request."""
+@dataclass(frozen=True)
+class Schedule:
+    """When a run evaluates and when it ends early. `evaluate_every_steps` None: at the end of each
+    epoch. The last step evaluates in any case."""
+
+    has_validation: bool = False
+    evaluate_every_steps: int | None = None
+    early_stopping: "EarlyStoppingSection | None" = None
+
+    def evaluates(self, step: int, steps_per_epoch: int, last: int) -> bool:
+        """Whether the validation loss is due after this optimizer step."""
+        every = self.evaluate_every_steps or steps_per_epoch
+        return self.has_validation and (step % every == 0 or step == last)
+
+
+class StageEvents:
+    """What the stage does at each event of transformers' trainer."""
+
+    def __init__(
+        self, asked_to_stop: Callable[[], bool], task: "Task", schedule: Schedule
+    ) -> None:
+        self._asked_to_stop, self._task, self._schedule = asked_to_stop, task, schedule
+        self.stop_reason: str | None = None
+        self.lowest_loss: float | None = None
+        self.without_improvement = 0
+        self._shown = 0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        kept = self.stop_reason if self.stop_reason != "asked to stop" else None
+        attributes = {
+            "stop_reason": kept,
+            "lowest_loss": self.lowest_loss,
+            "without_improvement": self.without_improvement,
+        }
+        return {"args": {}, "attributes": attributes}
+
+    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """The bar gets its length."""
+        self._task.resize(state.max_steps, done=state.global_step)
+        self._shown = state.global_step
+
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any
+    ) -> Any:
+        """Ask for what is due after this step."""
+        step = state.global_step
+        per_epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
+        control.should_evaluate = self._schedule.evaluates(step, per_epoch, state.max_steps)
+        if self._asked_to_stop():
+            self.stop_reason = "asked to stop"
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def on_log(self, _args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> Any:
+        """Show the step; stop at a loss that is not real."""
+        if "loss" not in logs:
+            return control
+        loss, rate = float(logs["loss"]), float(logs["learning_rate"])
+        self._task.advance(state.global_step - self._shown, loss=loss, lr=rate)
+        self._shown = state.global_step
+        if not loss_is_real(loss):
+            self.stop_reason = "loss is not real"
+            control.should_training_stop = True
+        return control
+
+    def on_evaluate(
+        self, _args: Any, state: Any, control: Any, metrics: Any = None, **_: Any
+    ) -> Any:
+        """Count evaluations without improvement."""
+        stopping = self._schedule.early_stopping
+        if stopping is None or state.global_step == 0:
+            return control
+        loss = float(metrics["eval_loss"])
+        if self.lowest_loss is None or loss < self.lowest_loss - stopping.min_improvement:
+            self.lowest_loss, self.without_improvement = loss, 0
+        else:
+            self.without_improvement += 1
+        if self.without_improvement >= stopping.patience:
+            self.stop_reason = "early stopping"
+            control.should_save = control.should_training_stop = True
+        return control
+
+
+def stage_callback(
+    asked_to_stop: Callable[[], bool], task: "Task", schedule: Schedule = Schedule()
+) -> Any:
+    """A TrainerCallback that asks for evaluations, ends training at a step's end, and says why.
+
+    Stop reasons: `asked to stop` (with a checkpoint), `loss is not real` (NaN, infinite or 0) and
+    `early stopping`. Its state is part of every checkpoint (FAILURES F22). Evaluations are asked
+    for at a step's end and not, as transformers does, at the end of the epoch: there a checkpoint
+    of the same step would be older than the evaluation, which a run that resumes would never make.
+    """
     from transformers import TrainerCallback
+    from transformers.trainer_callback import ExportableState
 
-    class StageCallback(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-            task.resize(state.max_steps, done=state.global_step)
+    class StageCallback(StageEvents, TrainerCallback, ExportableState):  # type: ignore[misc]
+        pass
 
-        def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> Any:
-            if workspace.stop.requested:
-                control.should_save = True
-                control.should_training_stop = True
-            return control
-
-        def on_log(self, _args: Any, _state: Any, control: Any, logs: Any = None, **_: Any) -> Any:
-            if "loss" in logs:
-                task.advance(1, loss=float(logs["loss"]), lr=float(logs["learning_rate"]))
-                if not loss_is_real(float(logs["loss"])):
-                    control.should_training_stop = True
-            return control
-
-    return StageCallback()
+    return StageCallback(asked_to_stop, task, schedule)

@@ -1,0 +1,170 @@
+"""Training in several processes, seen from the process that a person started.
+
+That process trains nothing and needs no torch. It starts the ranks in a session of their own, so
+that Ctrl-C reaches it alone; it shows what rank 0 has to show, hands a stop on, and says what went
+wrong in a rank. Whatever ends it ends the ranks: they watch a pipe that it holds.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from luthier.errors import LuthierError, ModelError
+from luthier.progress import Reporter, Task
+from luthier.training.job import Outcome, TrainingJob
+from luthier.training.mailbox import STOP_BYTE, Mailbox, spell_exit
+
+_LOOK_EVERY_SECONDS = 0.1
+_END_WITHIN_SECONDS = 10.0
+
+
+def train_in_processes(
+    job: TrainingJob, reporter: Reporter, asked_to_stop: Callable[[], bool]
+) -> Outcome | None:
+    """`session.train` in `job.section.processes` processes; None when it was asked to stop.
+
+    Two runs never write into the same workspace: the ranks of a run that died are waited for, and
+    when this returns or raises, those that it started are gone.
+
+    Raises:
+        LuthierError: what a rank raised, or how it died.
+    """
+    mailbox = Mailbox(job.scratch / "processes")
+    if not mailbox.wait_for_ranks(asked_to_stop):
+        return None
+    mailbox.clear()
+    mailbox.put_job(job)
+    exit_code = _run(mailbox, job.section.processes, _Shown(reporter), asked_to_stop)
+    if exit_code == 0 and mailbox.has_outcome():
+        return mailbox.outcome()
+    raise failure_of(mailbox, job.section.processes, exit_code)
+
+
+def _run(
+    mailbox: Mailbox, processes: int, shown: "_Shown", asked_to_stop: Callable[[], bool]
+) -> int:
+    """Start the ranks and wait for their end; the launcher's exit code."""
+    with (
+        mailbox.launch_log.open("wb") as log,
+        subprocess.Popen(
+            [sys.executable, "-m", "luthier.training.spawn", str(mailbox.folder), str(processes)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            bufsize=0,
+            start_new_session=True,
+            # Modules of ours and of our libraries, not files that lie in the current folder.
+            env=os.environ | {"PYTHONSAFEPATH": "1"},
+        ) as launcher,
+    ):
+        try:
+            _follow(launcher, shown, asked_to_stop)
+        finally:
+            _end(launcher, mailbox)
+            shown.close()
+    return launcher.returncode
+
+
+def _follow(
+    launcher: "subprocess.Popen[bytes]", shown: "_Shown", asked_to_stop: Callable[[], bool]
+) -> None:
+    """Show progress and hand a stop on, until the launcher ends."""
+    assert launcher.stdin is not None
+    assert launcher.stdout is not None
+    asked = False
+    with selectors.DefaultSelector() as selector:
+        selector.register(launcher.stdout, selectors.EVENT_READ)
+        ended = False
+        while not ended:
+            # Looked at before the pipe is: what was written last is read after it.
+            ended = launcher.poll() is not None
+            while selector.select(0 if ended else _LOOK_EVERY_SECONDS):
+                content = os.read(launcher.stdout.fileno(), 65536)
+                shown.feed(content)
+                if not content:
+                    selector.unregister(launcher.stdout)
+                if not ended:
+                    break
+            if asked_to_stop() and not asked:
+                asked = True
+                with contextlib.suppress(BrokenPipeError):
+                    launcher.stdin.write(STOP_BYTE)
+
+
+def _end(launcher: "subprocess.Popen[bytes]", mailbox: Mailbox) -> None:
+    """Cut the pipe that the ranks watch, and wait until all processes are gone."""
+    assert launcher.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        launcher.stdin.close()
+    try:
+        launcher.wait(_END_WITHIN_SECONDS)
+    except subprocess.TimeoutExpired:
+        launcher.kill()
+        launcher.wait()
+    mailbox.wait_for_ranks()
+
+
+def failure_of(mailbox: Mailbox, processes: int, exit_code: int) -> LuthierError:
+    """What to tell the user: an error of ours, else the death of a rank, else its exception."""
+    failures = mailbox.failures()
+    for failure in failures:
+        error = failure.as_error()
+        if error is not None:
+            return error
+    log = mailbox.launch_log
+    what = f"The launcher of {processes} processes {spell_exit(exit_code)}."
+    # The first rank that failed by itself: the others lose it and fail, or the launcher ends them.
+    deaths = {rank: code for rank, code in mailbox.deaths().items() if code != -15}
+    killed = [rank for rank, code in deaths.items() if code < 0]
+    raised = [failure.rank for failure in failures]
+    blamed = [*killed, *raised, *deaths]
+    if blamed:
+        rank, log = blamed[0], mailbox.log(blamed[0])
+        what = f"Process {rank} of {processes} (counted from 0) {spell_exit(deaths.get(rank, 1))}."
+    return ModelError(
+        f"{what} No process is left. If memory ran out, use smaller batches; the same command "
+        f"goes on from the newest checkpoint. The end of {log}:{mailbox.last_lines(log)}"
+    )
+
+
+class _Shown:
+    """Does to a reporter what rank 0 did to its own (`rank.py` writes the lines)."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._tasks: list[tuple[ExitStack, Task]] = []
+        self._rest = b""
+
+    def feed(self, content: bytes) -> None:
+        """Some bytes of rank 0's lines of JSON."""
+        *lines, self._rest = (self._rest + content).split(b"\n")
+        for line in lines:
+            name, *values = json.loads(line)
+            getattr(self, f"_{name}")(*values)
+
+    def close(self) -> None:
+        """End what the ranks did not."""
+        while self._tasks:
+            self._close()
+
+    def _say(self, message: str) -> None:
+        self._reporter.say(message)
+
+    def _task(self, label: str, total: int, unit: str) -> None:
+        stack = ExitStack()
+        self._tasks.append((stack, stack.enter_context(self._reporter.task(label, total, unit))))
+
+    def _advance(self, count: int, facts: dict[str, Any]) -> None:
+        self._tasks[-1][1].advance(count, **facts)
+
+    def _resize(self, total: int, done: int) -> None:
+        self._tasks[-1][1].resize(total, done)
+
+    def _close(self) -> None:
+        self._tasks.pop()[0].close()

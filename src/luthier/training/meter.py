@@ -1,0 +1,82 @@
+"""What a training run does per second, and the memory that it takes."""
+
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from luthier.data.tokens import IGNORE_INDEX
+
+
+@dataclass
+class Meter:
+    """Tokens since the last reading, and the clock. Reading costs nothing on the device."""
+
+    real_tokens: int = 0
+    supervised_tokens: int = 0
+    total_real_tokens: int = 0
+    total_supervised_tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def count(self, real: int, supervised: int) -> None:
+        """A batch went through: its tokens without padding, and those that were trained on."""
+        self.real_tokens += real
+        self.supervised_tokens += supervised
+        self.total_real_tokens += real
+        self.total_supervised_tokens += supervised
+
+    def restart(self) -> None:
+        """Forget what was counted since the last reading: other work, such as an evaluation."""
+        self.real_tokens, self.supervised_tokens = 0, 0
+        self.started = time.monotonic()
+
+    def read(self) -> dict[str, float]:
+        """Rates since the last reading and peak memory so far; the next reading starts here."""
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        rates = {
+            "tokens_per_second": round(self.real_tokens / seconds, 1),
+            "supervised_tokens_per_second": round(self.supervised_tokens / seconds, 1),
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+        self.restart()
+        return rates
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident memory of this process; on CUDA the peak of the allocator."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def resident_memory_bytes() -> int:
+    """Resident memory of this process now."""
+    import psutil  # type: ignore[import-untyped]
+
+    return int(psutil.Process().memory_info().rss)
+
+
+@dataclass(frozen=True)
+class CountingCollator:
+    """A collator whose batches also carry, as plain numbers, the tokens that they hold.
+
+    Counted here because on the device it would cost a synchronisation a step. `keep_rows`: the
+    rows themselves go along, for the trainer to make smaller batches of when memory runs out.
+    """
+
+    collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+    keep_rows: bool = False
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The batch of `collate`, `real_tokens` (no padding) and `supervised_tokens`."""
+        batch = self.collate(rows) | {
+            "real_tokens": sum(len(row["input_ids"]) for row in rows),
+            # The first token of a row is never predicted.
+            "supervised_tokens": sum(
+                label != IGNORE_INDEX for row in rows for label in row["labels"][1:]
+            ),
+        }
+        return batch | ({"rows": list(rows)} if self.keep_rows else {})

@@ -1,0 +1,104 @@
+"""What is done to train faster, decided by machine and model, and why."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from luthier.errors import ModelError
+from luthier.training.loss import supports_shared_prefix
+from luthier.training.packing import why_not_packed
+from luthier.training.section import PerformanceSection, SFTSection, Switch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether something is done, and why."""
+
+    on: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """One decision for each field of `PerformanceSection`."""
+
+    share_prefix: Decision
+    supervised_head: Decision
+    length_sorted: Decision
+    packing: Decision
+    fused_lora: Decision
+
+    def as_facts(self) -> dict[str, dict[str, Any]]:
+        """For the manifest: {name: {on, why}}."""
+        return {name: {"on": one.on, "why": one.why} for name, one in vars(self).items()}
+
+
+def decide(section: SFTSection, model: "PreTrainedModel", device: str) -> Decisions:
+    """What `auto` means here.
+
+    Raises:
+        ModelError: the config asks for what cannot be done; the message says why.
+    """
+    asked = section.switches
+    return Decisions(
+        share_prefix=_decide(asked, "share_prefix", _against_sharing(section, model)),
+        supervised_head=_decide(asked, "supervised_head", None),
+        length_sorted=_decide(asked, "length_sorted", None),
+        packing=_decide(asked, "packing", *_against_packing(section, model, device)),
+        fused_lora=_decide(asked, "fused_lora", _against_fusing(section)),
+    )
+
+
+def _decide(
+    asked: PerformanceSection, name: str, impossible: str | None, unwise: str | None = None
+) -> Decision:
+    switch: Switch = getattr(asked, name)
+    if switch is False:
+        return Decision(False, "switched off in the config")
+    if impossible is not None:
+        if switch is True:
+            raise ModelError(f"sft.performance.{name}: true is not possible: {impossible}.")
+        return Decision(False, impossible)
+    if switch is True:
+        return Decision(True, "switched on in the config")
+    return Decision(False, unwise) if unwise is not None else Decision(True, "exact and faster")
+
+
+def _against_sharing(section: SFTSection, model: "PreTrainedModel") -> str | None:
+    if section.method != "full" and section.lora.dropout > 0:
+        return "dropout would be drawn once for all rows of a batch"
+    if section.neftune_noise_alpha is not None:
+        return "NEFTune's noise would be drawn once for all rows of a batch"
+    if section.gradient_checkpointing:
+        return "gradient checkpointing drops the keys and values that would be shared"
+    if section.processes > 1:
+        return "the wrapper of several processes takes one pass through the model a step"
+    if not supports_shared_prefix(model):
+        return "the model has layers that do not attend to all earlier tokens"
+    return None
+
+
+def _against_packing(
+    section: SFTSection, model: "PreTrainedModel", device: str
+) -> tuple[str | None, str | None]:
+    """(why it is impossible, why it is unwise)."""
+    if section.batch_tokens is None:
+        return "it needs batch_tokens, the length of a pack", None
+    if section.neftune_noise_alpha is not None:
+        return "NEFTune's noise would be scaled by the length of the pack", None
+    impossible = why_not_packed(model)
+    if impossible is not None:
+        return impossible, None
+    if device == "cpu":
+        return None, "on a CPU, padding of rows of similar length costs less than packing gains"
+    return None, None
+
+
+def _against_fusing(section: SFTSection) -> str | None:
+    if section.method == "full":
+        return "there is no adapter"
+    if section.lora.use_dora:
+        return "DoRA's layers have a formula of their own"
+    return None

@@ -1,0 +1,218 @@
+"""What a training will take: memory, time and cost, from a section and the rows. No torch.
+
+The numbers are `luthier.estimate`'s; here they get what a config and a dataset say.
+"""
+
+import math
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.data.dataset import split_files
+from luthier.data.tokens import IGNORE_INDEX
+from luthier.estimate.architecture import Architecture, read_architecture
+from luthier.estimate.fitting import Fit, find_fit
+from luthier.estimate.hardware import Hardware, by_device_name, cpu, find_hardware
+from luthier.estimate.shape import AdapterShape, TrainingShape
+from luthier.estimate.time import TimePrediction, predict_seconds
+from luthier.training.section import SFTSection
+
+# Rows that are compared for a common beginning, which is then a good guess for every batch.
+_COMPARED_ROWS = 64
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class RowNumbers:
+    """Of the training rows: how many, and tokens of the longest and in the mean, of which
+    supervised; tokens that all rows begin with."""
+
+    rows: int
+    longest: int
+    mean: float
+    supervised_most: int
+    supervised_mean: float
+    shared_prefix: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Whether training fits on some hardware, and how long it takes there."""
+
+    architecture: Architecture
+    shape: TrainingShape
+    hardware: Hardware
+    fit: Fit
+    time: TimePrediction
+
+
+def numbers_of(dataset: Path) -> RowNumbers:
+    """Of a prepared dataset's training rows."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow import parquet
+
+    files = split_files(dataset, "train")
+    table = pa.concat_tables(
+        parquet.read_table(path, columns=["input_ids", "labels"]) for path in files
+    )
+    lengths = pc.list_value_length(table["input_ids"]).to_numpy()
+    labels = pc.list_flatten(table["labels"]).to_numpy() != IGNORE_INDEX
+    ends = np.cumsum(lengths)
+    supervised = np.diff(np.concatenate([[0], np.cumsum(labels)[ends - 1]]))
+    first = table["input_ids"].slice(0, _COMPARED_ROWS).to_pylist()
+    return RowNumbers(
+        rows=len(lengths),
+        longest=int(lengths.max()),
+        mean=float(lengths.mean()),
+        supervised_most=int(supervised.max()),
+        supervised_mean=float(supervised.mean()),
+        shared_prefix=_common_beginning(first) if len(first) > 1 else 0,
+    )
+
+
+def unknown_numbers(max_length_tokens: int) -> RowNumbers:
+    """Before a dataset is prepared: every row as long as it may be, every token supervised."""
+    length = max_length_tokens
+    return RowNumbers(0, length, float(length), length, float(length), 0)
+
+
+def _common_beginning(rows: list[list[int]]) -> int:
+    return next(
+        (at for at, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1),
+        min(map(len, rows)),
+    )
+
+
+def predict(
+    config: Mapping[str, Any], section: SFTSection, numbers: RowNumbers, hardware: Hardware
+) -> Prediction:
+    """Memory of the largest batch, time and cost of the whole training.
+
+    Args:
+        config: the base's config.json.
+        section: how it is trained.
+        numbers: the rows.
+        hardware: where.
+
+    Raises:
+        ConfigError: the architecture is not known, or nothing of it is adapted.
+    """
+    architecture = read_architecture(config)
+    shape = _shape(section, numbers, hardware)
+    mean = max(1, round(numbers.mean))
+    typical = shape.with_length(mean)
+    rows = (
+        max(1, shape.rows * shape.tokens_per_row // mean) if section.batch_tokens else shape.rows
+    )
+    typical = typical.with_rows(min(rows, max(1, numbers.rows)))
+    batches = math.ceil(max(1, numbers.rows) / typical.rows * section.epochs)
+    if section.max_steps is not None:
+        batches = section.max_steps * section.gradient_accumulation_steps
+    batches = math.ceil(batches / section.processes)
+    return Prediction(
+        architecture=architecture,
+        shape=shape,
+        hardware=hardware,
+        fit=find_fit(architecture, shape, hardware),
+        time=predict_seconds(architecture, typical, hardware, micro_batches=batches),
+    )
+
+
+def _shape(section: SFTSection, numbers: RowNumbers, hardware: Hardware) -> TrainingShape:
+    dtype = section.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if hardware.is_cuda else "float32"
+    quantization = section.quantization if section.method == "qlora" else None
+    compute = quantization.compute_dtype if quantization else "auto"
+    rows = section.per_device_batch_size
+    if rows is None:
+        assert section.batch_tokens is not None, "the section has one of the two"
+        rows = max(1, section.batch_tokens // numbers.longest)
+    return TrainingShape(
+        method=section.method,
+        dtype=dtype,
+        adapter=_adapter(section),
+        quantization=quantization.type if quantization else None,
+        double_quantization=quantization.double_quantization if quantization else True,
+        compute_dtype=dtype if compute == "auto" else compute,
+        optimizer=section.optimizer,
+        rows=rows if not numbers.rows else min(rows, numbers.rows),
+        tokens_per_row=numbers.longest,
+        supervised_tokens_per_row=numbers.supervised_most,
+        shared_prefix_tokens=_shared(section, numbers),
+        gradient_checkpointing=section.gradient_checkpointing,
+        gradient_accumulation_steps=section.gradient_accumulation_steps,
+        fused_kernels=section.method != "full" and section.switches.fused_lora is not False,
+    )
+
+
+def _adapter(section: SFTSection) -> AdapterShape | None:
+    if section.method == "full":
+        return None
+    lora, targets, layers = (
+        section.lora,
+        section.lora.target_modules,
+        section.lora.layers_to_transform,
+    )
+    whole = [
+        *lora.modules_to_save,
+        *(["embed_tokens", "lm_head"] if lora.train_embeddings else []),
+    ]
+    return AdapterShape(
+        r=lora.r,
+        target_modules=targets if isinstance(targets, str) else tuple(targets),
+        rank_pattern=lora.rank_pattern,
+        dropout=lora.dropout,
+        use_dora=lora.use_dora,
+        modules_to_save=tuple(whole),
+        layers_to_transform=None if layers is None else tuple(layers),
+    )
+
+
+def _shared(section: SFTSection, numbers: RowNumbers) -> int:
+    """Tokens of a shared prefix, where the section lets it be shared."""
+    off = (
+        section.switches.share_prefix is False
+        or section.gradient_checkpointing
+        or section.neftune_noise_alpha is not None
+        or (section.method != "full" and section.lora.dropout > 0)
+    )
+    return 0 if off else max(0, numbers.shared_prefix - 1)
+
+
+def hardware_here() -> Hardware:
+    """This machine's first GPU where it is a known one, else its processor and free memory."""
+    return _gpu() or _processor()
+
+
+def hardware_named(name: str) -> Hardware:
+    """As `find_hardware`; `auto` is this machine.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    return find_hardware(name, _processor() if name == "cpu" else hardware_here())
+
+
+def _processor() -> Hardware:
+    import psutil  # type: ignore[import-untyped]
+
+    cores = psutil.cpu_count(logical=False) or 1
+    return cpu(psutil.virtual_memory().available, cores, maps_tensors=True)
+
+
+def _gpu() -> Hardware | None:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    asked = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=10)
+    if done.returncode != 0 or not done.stdout.strip():
+        return None
+    name, mebibytes = done.stdout.splitlines()[0].rsplit(",", 1)
+    return by_device_name(name, int(mebibytes) * MIB)

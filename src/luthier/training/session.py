@@ -1,0 +1,297 @@
+"""One process that trains: model, rows, trainer, then the adapter and the gates."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.errors import ConfigError, DataError, ModelError
+from luthier.estimate.hardware import GIB
+from luthier.gates import Gate
+from luthier.models.loading import load_tokenizer, pick_device
+from luthier.models.lora import output_matrices, parameter_groups
+from luthier.progress import Reporter
+from luthier.training.arguments import trainer_arguments
+from luthier.training.batching import Batching, make_batching
+from luthier.training.callbacks import Schedule, stage_callback
+from luthier.training.checkpoints import (
+    checkpoint_folder,
+    checkpoint_step,
+    newest_intact,
+    seed_checkpoint,
+)
+from luthier.training.job import Outcome, TrainingJob
+from luthier.training.kernels import slow_down, speed_up
+from luthier.training.learning import PROBED_PACK_ROWS, packing_gate, training_gates
+from luthier.training.log import metrics_of, write_log
+from luthier.training.meter import (
+    CountingCollator,
+    Meter,
+    peak_memory_bytes,
+    resident_memory_bytes,
+)
+from luthier.training.model import base_dtype, check_shapes, make_model, save_trained
+from luthier.training.performance import Decisions, decide
+from luthier.training.plan import TrainingPlan
+from luthier.training.prediction import Prediction, hardware_here, numbers_of, predict
+from luthier.training.processes import only_once, process_index
+from luthier.training.resuming import best_step
+from luthier.training.rows import TrainingRows
+from luthier.training.section import SFTSection
+from luthier.training.shrinking import is_out_of_memory
+from luthier.training.tracking import tracker_arguments, tracking_environment
+from luthier.training.trainer import make_trainer, supervised_trainer_class
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A job with what was made and decided for it."""
+
+    job: TrainingJob
+    reporter: Reporter
+    rows: TrainingRows
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    decisions: Decisions
+    batching: Batching
+    meter: Meter
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A trainer at its end, and where it began."""
+
+    trainer: Any
+    stop_reason: str | None
+    resumed_at: int
+    seconds: float
+
+
+def train(
+    job: TrainingJob, reporter: Reporter, asked_to_stop: Callable[[], bool]
+) -> Outcome | None:
+    """Train, or go on training, and write the adapter; None when it was asked to stop, and in
+    all of several processes but rank 0.
+
+    Raises:
+        ModelError: the base or the adapter cannot be used as the config says.
+    """
+    supervised_trainer_class()  # so that what training takes is not what libraries take
+    resident_bytes = resident_memory_bytes()
+    prediction = _foretell(job, reporter)
+    setting = _set_up(job, reporter)
+    model = setting.model
+    before = output_matrices(model)
+    isolated = _packing_gates(setting)
+    fused = speed_up(model) if setting.decisions.fused_lora.on else []
+    trained = _run(setting, reporter, asked_to_stop)
+    slow_down(model)
+    if trained.stop_reason == "asked to stop":
+        return None
+    kept_step = trained.trainer.load_best() if job.section.keep == "best" else None
+    if process_index() > 0:
+        return None
+    log = write_log(job.outputs, trained.trainer.state.log_history)
+    save_trained(model, job)
+    return Outcome(
+        metrics=metrics_of(log),
+        gates=[*training_gates(model, before, log, kept_step), *isolated],
+        facts={
+            "training": _facts(setting, trained, kept_step)
+            | {"fused": fused, "memory": _memory(prediction, resident_bytes)}
+        },
+        timings_seconds={"train": trained.seconds},
+    )
+
+
+def _foretell(job: TrainingJob, reporter: Reporter) -> Prediction | None:
+    """What training will take here, said; None for a model whose memory cannot be predicted."""
+    config = json.loads((job.base / "config.json").read_text(encoding="utf-8"))
+    try:
+        found = predict(config, job.section, numbers_of(job.dataset), hardware_here())
+    except ConfigError as error:
+        reporter.say(f"  Memory and time are not predicted: {error}")
+        return None
+    reporter.say(
+        f"  predicted: at least {found.time.seconds / 60:.1f} minutes, "
+        f"{found.fit.prediction.total / GIB:.2f} of {found.fit.memory_bytes / GIB:.1f} GiB"
+    )
+    return found
+
+
+def _memory(prediction: Prediction | None, resident_bytes: int) -> dict[str, Any]:
+    """The peak as it was predicted and as it was measured, of one process.
+
+    On CUDA what tensors take, elsewhere by how much the process grew.
+    """
+    on_cuda = pick_device() == "cuda"
+    predicted = None
+    if prediction is not None:
+        memory = prediction.fit.prediction
+        predicted = memory.allocated if on_cuda else memory.total
+    return {
+        "predicted_bytes": predicted,
+        "measured_bytes": peak_memory_bytes() - (0 if on_cuda else resident_bytes),
+        "parts_bytes": prediction.fit.prediction.parts() if prediction else {},
+    }
+
+
+def _set_up(job: TrainingJob, reporter: Reporter) -> _Setting:
+    rows = TrainingRows.load(job.dataset)
+    _check_validation(job.section, rows)
+    model = make_model(job, rows.train)
+    decisions = decide(job.section, model, pick_device())
+    tokenizer = load_tokenizer(job.base)
+    assert tokenizer.pad_token_id is not None, "the base stage saw to it"
+    batching = make_batching(
+        job.section, decisions, rows, model, job.seed, int(tokenizer.pad_token_id)
+    )
+    return _Setting(job, reporter, rows, model, tokenizer, decisions, batching, Meter())
+
+
+def _check_validation(section: SFTSection, rows: TrainingRows) -> None:
+    """Raises DataError when the section asks for what only validation rows can give."""
+    for name in ("early_stopping", "evaluate_every_steps"):
+        if rows.validation is None and getattr(section, name) is not None:
+            raise DataError(
+                f"sft.{name} needs validation rows, and the dataset has none. Give a source with "
+                f"split: validation, or set prepare.validation_fraction; or leave {name} out."
+            )
+
+
+def _packing_gates(setting: _Setting) -> list[Gate]:
+    if not setting.batching.is_packed:
+        return []
+    first = setting.rows.train.select(range(min(PROBED_PACK_ROWS, len(setting.rows.train))))
+    return [packing_gate(setting.model, list(first), setting.batching.collate)]
+
+
+def _run(setting: _Setting, reporter: Reporter, asked_to_stop: Callable[[], bool]) -> _Trained:
+    """Train to the end, or to a requested stop."""
+    job, section = setting.job, setting.job.section
+    started_from = _starting_checkpoint(setting)
+    resumed_at = checkpoint_step(started_from) if started_from else 0
+    schedule = Schedule(
+        setting.rows.validation is not None, section.evaluate_every_steps, section.early_stopping
+    )
+    with tracking_environment(job), reporter.task("training", 0, "steps") as task:
+        callback = stage_callback(asked_to_stop, task, schedule)
+        trainer = _trainer(setting, callback, started_from)
+        if started_from is not None:
+            reporter.say(f"  resuming after step {resumed_at}")
+        started = time.monotonic()
+        setting.meter.restart()
+        with _said_when_out_of_memory(section, trainer):
+            trainer.train_from(started_from)
+    return _Trained(trainer, callback.stop_reason, resumed_at, time.monotonic() - started)
+
+
+@contextmanager
+def _said_when_out_of_memory(section: SFTSection, trainer: Any) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        batch = section.per_device_batch_size or f"{section.batch_tokens} tokens"
+        raise ModelError(
+            f"Out of memory at step {trainer.state.global_step + 1}, with batches of {batch}. Set "
+            "sft.on_oom: shrink to go on with smaller batches of the same effective size, or see "
+            "with luthier plan what fits."
+        ) from error
+
+
+def _starting_checkpoint(setting: _Setting) -> Path | None:
+    """The newest intact checkpoint of this job; in a new fork, a copy of that of its parent."""
+    job = setting.job
+
+    def best(checkpoint: Path) -> int | None:
+        # A fork begins anew with what is best.
+        keeps = job.section.keep == "best" and not _begins_fork(job, checkpoint)
+        return best_step(checkpoint) if keeps else None
+
+    own = newest_intact(job.checkpoints, setting.reporter.say, best)
+    if own is not None or job.fork is None:
+        return own
+    check_shapes(setting.model, job.fork)
+    fork = job.fork
+    only_once(lambda: seed_checkpoint(fork, job.checkpoints))
+    return checkpoint_folder(job.checkpoints, checkpoint_step(fork))
+
+
+def _begins_fork(job: TrainingJob, checkpoint: Path | None) -> bool:
+    """Whether a checkpoint is the parent's; those after it are the fork's own."""
+    if job.fork is None or checkpoint is None:
+        return False
+    return checkpoint_step(checkpoint) == checkpoint_step(job.fork)
+
+
+def _trainer(setting: _Setting, callback: Any, started_from: Path | None) -> Any:
+    job, rows = setting.job, setting.rows
+    has_validation = rows.validation is not None
+    arguments = trainer_arguments(
+        job.section, has_validation=has_validation, on_cpu=pick_device() == "cpu"
+    )
+    return make_trainer(
+        model=setting.model,
+        tokenizer=setting.tokenizer,
+        rows=rows.train,
+        plan=_plan(setting, is_fork=_begins_fork(job, started_from)),
+        arguments=arguments
+        | tracker_arguments(job)
+        | {"seed": job.seed, "eval_on_start": has_validation and started_from is None},
+        callbacks=[callback],
+    )
+
+
+def _plan(setting: _Setting, *, is_fork: bool) -> TrainingPlan:
+    job, section, batching = setting.job, setting.job.section, setting.batching
+    ratio = section.lora.loraplus_lr_ratio if section.method != "full" else None
+    shrinks = section.on_oom == "shrink" and section.processes == 1
+    return TrainingPlan(
+        batches=batching.batches,
+        collate=CountingCollator(batching.collate, keep_rows=section.on_oom == "shrink"),
+        loss=batching.loss,
+        validation_loss=batching.validation_loss,
+        checkpoints=job.checkpoints,
+        parameter_groups=lambda model: parameter_groups(
+            model, section.learning_rate, section.weight_decay, ratio
+        ),
+        keep_checkpoints=section.keep_checkpoints,
+        decay_fraction=(
+            section.decay_fraction if section.schedule == "warmup_stable_decay" else None
+        ),
+        is_fork=is_fork,
+        shards=section.sharding == "fsdp2",
+        meter=setting.meter,
+        say_when_shrunk=setting.reporter.say if shrinks else None,
+    )
+
+
+def _facts(setting: _Setting, trained: _Trained, kept_step: int | None) -> dict[str, Any]:
+    section, rows, state = setting.job.section, setting.rows, trained.trainer.state
+    meter = setting.meter
+    return {
+        "method": section.method,
+        "dtype": base_dtype(section),
+        "quantization": (section.quantization.key_fields() if section.method == "qlora" else None),
+        "device": pick_device(),
+        "steps": state.global_step,
+        "kept_step": kept_step or state.global_step,
+        "stop_reason": trained.stop_reason
+        or ("max_steps" if section.max_steps else "epochs done"),
+        "train_rows": len(rows.train),
+        "trained_tokens": int(rows.lengths.sum() * state.epoch),
+        "supervised_tokens": int(rows.supervised.sum() * state.epoch),
+        "performance": setting.decisions.as_facts(),
+        "resumed_at": trained.resumed_at,
+        "batch_parts": trained.trainer.shrinking.parts if trained.trainer.shrinking else 1,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "tokens_per_second": meter.total_real_tokens / trained.seconds,
+    }

@@ -1,0 +1,91 @@
+"""Out of memory: one clear message, or smaller batches with the same effective batch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from luthier.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Row = dict[str, Any]
+# torch 2.13 `c10/core/impl/alloc_cpu.cpp`: what a CPU allocation that fails says.
+_CPU_MESSAGE = "DefaultCPUAllocator"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch means that the device's or the machine's memory is used up."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and _CPU_MESSAGE in str(error)
+    )
+
+
+@dataclass
+class ShrinkingStep:
+    """Runs the batches of an optimizer step in as many parts as fit.
+
+    `forget` drops the gradients of the step so far. When memory runs out, all batches of the step
+    are run again in twice as many parts: a gradient that was added in part cannot be told from one
+    that was not. Losses are normalised over the step's supervised tokens, so the parts change
+    rounding only.
+    """
+
+    forget: Callable[[], None]
+    say: Callable[[str], None]
+    parts: int = 1
+    shrunk: list[int] = field(default_factory=list)
+    _batches: list[Sequence[Row]] = field(default_factory=list)
+
+    def __call__(
+        self, rows: Sequence[Row], run: "Callable[[Sequence[Row]], Tensor]", *, ends_step: bool
+    ) -> "Tensor":
+        """The loss of the batch `rows`, its gradient added.
+
+        `run` does forward and backward of some rows and gives their share of the step's loss.
+
+        Raises:
+            ModelError: a single row does not fit.
+        """
+        self._batches.append(rows)
+        again: Sequence[Sequence[Row]] = [rows]
+        while True:
+            try:
+                losses = [self._batch(batch, run) for batch in again]
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._shrink()
+                again = self._batches
+                continue
+            if ends_step:
+                self._batches = []
+            return losses[-1]
+
+    def _batch(self, rows: Sequence[Row], run: "Callable[[Sequence[Row]], Tensor]") -> "Tensor":
+        size = max(1, -(-len(rows) // self.parts))
+        total = run(rows[:size])
+        for start in range(size, len(rows), size):
+            total = total + run(rows[start : start + size])
+        return total
+
+    def _shrink(self) -> None:
+        import torch
+
+        if self.parts >= max(len(batch) for batch in self._batches):
+            raise ModelError(
+                "Out of memory with a single row in a batch. Shorten the rows "
+                "(prepare.max_length_tokens), set sft.gradient_checkpointing: true, or use "
+                "sft.method: qlora."
+            )
+        self.parts *= 2
+        self.shrunk.append(self.parts)
+        self.forget()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.say(
+            f"  Out of memory: batches go through in {self.parts} parts from now on, with the "
+            "same effective batch."
+        )

@@ -1,0 +1,395 @@
+"""Training runs that are killed, asked to stop or given damaged checkpoints, and then run again.
+
+Every run is a child of a fork server, so it costs no imports. What runs must end with alike is in
+`result`; both the tests and benchmarks/kill_training.py compare it.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import psutil
+
+from luthier.errors import ModelError
+from luthier.interrupts import StopFlag
+from luthier.progress import Reporter
+from luthier.store.files import remove_temporaries, sha256_file
+from luthier.training.checkpoints import checkpoint_folder
+from luthier.training.job import TrainingJob
+from luthier.training.section import SFTSection
+from training_cases import LIGHT, make_job, write_dataset
+
+LORA = {"r": 4, "alpha": 8}
+# 12 rows of 3 a batch for 3 epochs are 12 steps; checkpoints after 3, 6, 9, 12 and each best one.
+EPOCHS = 3
+# On top of LIGHT; None takes a field of it away.
+CASES: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "dropout": {"lora": LORA | {"dropout": 0.1}},
+    "qlora-nf4": {"method": "qlora", "lora": LORA | {"dropout": 0.1}},
+    "packing": {
+        "batch_tokens": 96,
+        "per_device_batch_size": None,
+        "performance": {"packing": True},
+        "lora": LORA | {"dropout": 0.1},
+    },
+    "early-stopping": {
+        "learning_rate": 0.1,
+        "schedule": "constant",
+        "evaluate_every_steps": 1,
+        "early_stopping": {"patience": 4},
+        "checkpoint_every_steps": 2,
+    },
+    "batch-tokens": {
+        "batch_tokens": 96,
+        "per_device_batch_size": None,
+        "checkpoint_every_steps": 2,
+    },
+    "accumulation": {"gradient_accumulation_steps": 2, "epochs": 6},
+    "gradient-checkpointing": {"gradient_checkpointing": True, "lora": LORA | {"dropout": 0.1}},
+    "neftune": {"neftune_noise_alpha": 5.0},
+    # bitsandbytes keeps states of matrices under 4,096 elements in 32 bits.
+    "adamw-8bit": {"optimizer": "adamw_8bit", "lora": {"r": 64, "alpha": 64}},
+    "lion-8bit": {"optimizer": "lion_8bit", "learning_rate": 1e-3, "lora": {"r": 64, "alpha": 64}},
+    "adafactor": {"optimizer": "adafactor"},
+    "wsd": {"schedule": "warmup_stable_decay", "decay_fraction": 0.3, "weight_decay": 0.1},
+    "full": {"method": "full", "learning_rate": 1e-3, "lora": None},
+    "fork": {"learning_rate": 5e-3, "lora": LORA | {"dropout": 0.1}},
+    "ddp": {"processes": 2, "lora": LORA | {"dropout": 0.1}, "checkpoint_every_steps": 2},
+}
+# Case: what it is forked from, at a step whose best weights so far are of an earlier one.
+PARENTS: dict[str, dict[str, Any]] = {"fork": {"lora": LORA | {"dropout": 0.1}}}
+FORK_STEP = 7
+ENDED = "ended.json"
+KILLED_AT = "killed_at.txt"
+# What a clock or the machine's memory says, and where a run was gone on with.
+UNCOMPARED = {
+    "memory",
+    "peak_memory_bytes",
+    "resumed_at",
+    "supervised_tokens_per_second",
+    "tokens_per_second",
+}
+VICTIMS = ("starter", "rank")
+CHANGES = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir", "open")
+
+
+def write_base(folder: Path) -> None:
+    """A two-layer random Llama of 4,096 tokens, with a tokenizer that knows a few words."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(11)
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="<unk>")),
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+    ).save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a run was killed: some seconds after its start, or before a change of the disk, counted
+    from 1, which would have been `what`; of several processes, some seconds after a step."""
+
+    seconds: float | None = None
+    change: int | None = None
+    what: str | None = None
+    step: int | None = None
+
+
+@dataclass
+class History:
+    """One training that was killed, once or more, and gone on with to its end."""
+
+    kills: list[Moment] = field(default_factory=list)
+    resumed_at: int = 0
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+class Runs:
+    """The training runs of one case, each in a folder of its own below `root`."""
+
+    def __init__(self, case: str, root: Path, base: Path, dataset: Path) -> None:
+        self._fields, self._root = {"epochs": EPOCHS} | CASES[case], root / case
+        self._base, self._dataset = base, dataset
+        self._fork = self._parent(PARENTS[case]) if case in PARENTS else None
+        started = time.monotonic()
+        self.expected = self.run("whole")
+        self.seconds = time.monotonic() - started
+        whole = self.ended("whole")
+        self.changes: int = whole["changes"]
+        self.steps: int = whole["outcome"]["facts"]["training"]["steps"]
+
+    def job(self, name: str) -> TrainingJob:
+        """The job that works in folder `name`."""
+        return self._job(name, self._fields, self._fork)
+
+    def _job(self, name: str, fields: dict[str, Any], fork: Path | None) -> TrainingJob:
+        values = {name: value for name, value in (LIGHT | fields).items() if value is not None}
+        section = SFTSection.model_validate(values)
+        job = make_job(self._base, self._dataset, self._root / name)
+        return job.model_copy(update={"section": section, "fork": fork})
+
+    def _parent(self, fields: dict[str, Any]) -> Path:
+        """A checkpoint of another training to fork."""
+        job = self._job("parent", {"epochs": EPOCHS} | fields, None)
+        _join(_process(_child, job, signal_after=(FORK_STEP, signal.SIGTERM)))
+        return checkpoint_folder(job.checkpoints, FORK_STEP)
+
+    def ended(self, name: str) -> dict[str, Any]:
+        """What the last run of a folder said of itself."""
+        found: dict[str, Any] = json.loads((self._root / name / ENDED).read_text())
+        return found
+
+    def run(self, name: str) -> dict[str, Any]:
+        """Train to the end; the result."""
+        _join(self.start(name))
+        return result(self._root / name)
+
+    def start(self, name: str, **how: Any) -> ForkServerProcess:
+        """Begin, or go on with, the training in folder `name`; `how` as `_child`."""
+        return _process(_child, self.job(name), **how)
+
+    def killed(self, name: str, rng: random.Random, kills: int | None = None) -> History:
+        """One to three kills at random moments, or `kills`, then to the end."""
+        history = History()
+        wanted = kills or rng.choice((1, 1, 2, 3))
+        while len(history.kills) < wanted:
+            moment = self._kill(name, rng)
+            if moment is not None:
+                history.kills.append(moment)
+            elif history.kills:
+                break
+            else:
+                # It was over before it could be killed.
+                shutil.rmtree(self._root / name)
+        history.result = self.run(name)
+        history.resumed_at = self.ended(name)["outcome"]["facts"]["training"]["resumed_at"]
+        return history
+
+    def _kill(self, name: str, rng: random.Random) -> Moment | None:
+        """Run until a random moment; None when the run came to its end before."""
+        moment = self._moment(rng)
+        process = self.start(name, killed_at=moment)
+        if moment.step is None and moment.seconds is not None:
+            process.join(moment.seconds)
+            process.kill()
+        process.join()
+        if process.exitcode == 0:
+            return None
+        assert process.exitcode == -signal.SIGKILL, f"{self._root / name}: {process.exitcode}"
+        if moment.change is None:
+            return moment
+        return replace(moment, what=(self._root / name / KILLED_AT).read_text())
+
+    def _moment(self, rng: random.Random) -> Moment:
+        if self._fields.get("processes", 1) > 1:
+            # Most of their time they start, which is the least telling.
+            seconds = round(rng.uniform(0, 1), 3)
+            return Moment(seconds, step=rng.randrange(self.steps), what=rng.choice(VICTIMS))
+        if rng.random() < 0.5:
+            return Moment(round(rng.uniform(0, self.seconds), 3))
+        return Moment(change=rng.randint(1, self.changes))
+
+    def stopped_at_every_step(self, name: str) -> tuple[int, dict[str, Any]]:
+        """SIGTERM and SIGINT by turns after the first step of every run; (stops, result)."""
+        stops = 0
+        while True:
+            asked = (signal.SIGTERM, signal.SIGINT)[stops % 2]
+            _join(self.start(name, signal_after=(1, asked)))
+            if self.ended(name)["outcome"] is not None:
+                return stops, result(self._root / name)
+            stops += 1
+
+    def stopped(self, name: str, step: int) -> Path:
+        """A training that was asked to stop after a step; its folder."""
+        _join(self.start(name, signal_after=(step, signal.SIGTERM)))
+        assert self.ended(name)["outcome"] is None
+        return self._root / name
+
+    def copy(self, source: Path, name: str) -> Path:
+        """A folder as another is; the job in it goes on with what is there."""
+        return Path(shutil.copytree(source, self._root / name))
+
+
+def write_inputs(root: Path) -> tuple[Path, Path]:
+    """(base, dataset) for every case."""
+    _join(_process(write_base, root / "base"))
+    return root / "base", write_dataset(root / "dataset")
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """All that two runs of the same job must have in common, bit by bit: the losses and rates of
+    every step, the digest of every other output file, metrics, gates with dtypes, and facts."""
+    outputs = folder / "outputs"
+    log = outputs / "measured" / "training_log.jsonl"
+    files = [path for path in outputs.rglob("*") if path.is_file() and path != log]
+    outcome = json.loads((folder / ENDED).read_text())["outcome"]
+    outcome["facts"]["training"] = _compared(outcome["facts"]["training"])
+    return {
+        "log": [_compared(json.loads(line)) for line in log.read_text().splitlines()],
+        "files": {str(path.relative_to(outputs)): sha256_file(path) for path in sorted(files)},
+        "metrics": outcome["metrics"],
+        "gates": outcome["gates"],
+        "facts": outcome["facts"],
+    }
+
+
+def _compared(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if name not in UNCOMPARED}
+
+
+def _process(target: Callable[..., None], *arguments: Any, **options: Any) -> ForkServerProcess:
+    """A started child of the fork server."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training_preload"])
+    # Python 3.11's server ignores the search path that it is given.
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
+    with patch.dict(os.environ, own):
+        forkserver.ensure_running()
+    process = context.Process(target=target, args=arguments, kwargs=options)
+    process.start()
+    return process
+
+
+def _join(process: ForkServerProcess) -> None:
+    process.join()
+    assert process.exitcode == 0, f"{process} failed; what it said stands above"
+
+
+class _Said(Reporter):
+    """Keeps what is said, and kills one of several processes some time after a step."""
+
+    def __init__(self, killed_at: Moment | None) -> None:
+        self.lines: list[str] = []
+        self._killed_at = killed_at if killed_at and killed_at.step is not None else None
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+    @contextmanager
+    def task(self, *_: object) -> Iterator["_Said"]:
+        yield self
+
+    def resize(self, _total: int, done: int = 0) -> None:
+        self._steps = done
+        self.advance(0)
+
+    def advance(self, count: int = 1, **_: object) -> None:
+        self._steps += count
+        if self._killed_at is not None and self._steps >= (self._killed_at.step or 0):
+            moment, self._killed_at = self._killed_at, None
+            timer = threading.Timer(moment.seconds or 0, _kill_one, (moment.what,))
+            timer.daemon = True
+            timer.start()
+
+
+def _kill_one(victim: str | None) -> None:
+    own = psutil.Process()
+    if victim == "starter":
+        own.kill()
+    ranks = [p for p in own.children(recursive=True) if "luthier.training.rank" in p.cmdline()]
+    random.choice(ranks).kill()
+
+
+def _child(
+    job: TrainingJob,
+    *,
+    killed_at: Moment | None = None,
+    signal_after: tuple[int, signal.Signals] | None = None,
+) -> None:
+    """Train in this process; `signal_after` (n, signal): send it here at the n-th step's end."""
+    assert "training_preload" in sys.modules, "the fork server says nothing when it cannot import"
+    from luthier.training.launch import train_in_processes
+    from luthier.training.session import train
+
+    folder, said = job.outputs.parent, _Said(killed_at)
+    remove_temporaries(folder)  # as the store does when it opens a workspace again
+    changes = _count_changes(folder, killed_at.change if killed_at else None)
+    start = train if job.section.processes == 1 else train_in_processes
+    try:
+        outcome = start(job, said, _asked_to_stop(signal_after))
+    except ModelError:
+        if killed_at is None:
+            raise
+        # It saw a rank die, and told the user so.
+        os.kill(os.getpid(), signal.SIGKILL)
+    gates = [gate.model_dump() for gate in outcome.gates] if outcome else []
+    ended = {
+        "outcome": asdict(outcome) | {"gates": gates} if outcome else None,
+        "said": said.lines,
+        "changes": changes(),
+    }
+    (folder / ENDED).write_text(json.dumps(ended))
+
+
+def _asked_to_stop(signal_after: tuple[int, signal.Signals] | None) -> Callable[[], bool]:
+    flag, asked = StopFlag(), 0
+    flag.install()
+
+    def asked_to_stop() -> bool:
+        nonlocal asked
+        asked += 1
+        if signal_after is not None and asked == signal_after[0]:
+            signal.raise_signal(signal_after[1])
+        return flag.requested
+
+    return asked_to_stop
+
+
+def _count_changes(folder: Path, kill_before: int | None) -> Callable[[], int]:
+    """Count the calls that change the disk; die before one of them."""
+    import torch
+
+    count = 0
+
+    def wrap(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == kill_before:
+                what = str(args[1] if name == "torch.save" else args[0])
+                (folder / KILLED_AT).write_text(f"{name} {what.replace(str(folder), '')}")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **kwargs)
+
+        return counted
+
+    for name in CHANGES:
+        setattr(os, name, wrap(name, getattr(os, name)))
+    torch.save = wrap("torch.save", torch.save)
+    return lambda: count
