@@ -1,4 +1,4 @@
-"""Predicted against measured memory of real training steps on this CPU, six configurations.
+"""Predicted against measured memory of real training steps on this CPU, seven configurations.
 
     python benchmarks/cpu_memory.py [--only NAME] [--allocator glibc] [--out FILE.json]
 
@@ -20,7 +20,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,18 @@ class Case:
     model: str
     changes: dict[str, int]
     shape: TrainingShape
-    options: dict[str, Any] = field(default_factory=dict)
+    stored_dtype: str = "float32"
 
 
 QWEN = {"num_hidden_layers": 6, "vocab_size": 20_000}
 LLAMA = {"num_hidden_layers": 3, "vocab_size": 12_000}
 NO_SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 LORA = TrainingShape(
-    adapter=AdapterShape(r=16), rows=4, tokens_per_row=192, supervised_tokens_per_row=32
+    fused_kernels=True,
+    adapter=AdapterShape(r=16),
+    rows=4,
+    tokens_per_row=192,
+    supervised_tokens_per_row=32,
 )
 CASES = {
     "qwen2.5-0.5b lora": Case("Qwen2.5-0.5B-Instruct", QWEN, LORA),
@@ -71,19 +75,32 @@ CASES = {
     "llama-3.2-1b full": Case(
         "Llama-3.2-1B-Instruct",
         LLAMA | {"num_hidden_layers": 1},
-        replace(LORA, method="full", adapter=None, rows=2, tokens_per_row=128),
+        replace(
+            LORA,
+            method="full",
+            adapter=None,
+            fused_kernels=False,
+            rows=2,
+            tokens_per_row=128,
+        ),
     ),
     "llama-3.2-1b lora, shared prefix": Case(
         "Llama-3.2-1B-Instruct",
         LLAMA,
         replace(LORA, rows=12, tokens_per_row=96, shared_prefix_tokens=63),
     ),
+    "smollm2-135m lora, bfloat16 file": Case(
+        "SmolLM2-135M-Instruct",
+        {},
+        replace(LORA, rows=2, tokens_per_row=48, supervised_tokens_per_row=8),
+        stored_dtype="bfloat16",
+    ),
 }
 
 
 def configuration(case: Case) -> dict[str, Any]:
     text = (CONFIGS / f"{case.model}.json").read_text(encoding="utf-8")
-    return json.loads(text) | case.changes | NO_SPECIAL | {"torch_dtype": "float32"}
+    return json.loads(text) | case.changes | NO_SPECIAL | {"torch_dtype": case.stored_dtype}
 
 
 def predicted(case: Case, *, mapped: bool) -> dict[str, int]:
@@ -100,7 +117,8 @@ def save_random(case: Case, folder: Path) -> None:
     torch.manual_seed(1)
     found = configuration(case)
     config = CONFIG_MAPPING[found.pop("model_type")](**found)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    dtype = getattr(torch, case.stored_dtype)
+    AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
 
 
 def resident(name: str) -> int:
@@ -118,6 +136,7 @@ def train(case: Case, folder: Path, *, mapped: bool) -> dict[str, int]:
     import_libraries()
     from luthier.models.loading import load_model
     from luthier.models.lora import LoraSection, attach
+    from luthier.training.kernels import speed_up
 
     libraries = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -126,15 +145,14 @@ def train(case: Case, folder: Path, *, mapped: bool) -> dict[str, int]:
     shape = case.shape
     model: Any = load_model(folder, quantization=shape.quantization)
     after_load = resident("VmHWM")
-    if shape.quantization:
-        from peft import prepare_model_for_kbit_training
-
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if shape.adapter is not None:
         model = attach(model, LoraSection(r=shape.adapter.r), seed=1)
+    if shape.fused_kernels:
+        speed_up(model)
     if shape.gradient_checkpointing:
         model.enable_input_require_grads()
-        model.gradient_checkpointing_enable()
+        # transformers before 5.23 knows the old name only.
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     model.train()
     for _ in range(STEPS):

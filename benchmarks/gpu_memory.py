@@ -148,7 +148,8 @@ def measure(case: Case) -> dict[str, int]:
     shape = case.shape
     if shape.gradient_checkpointing:
         model.enable_input_require_grads()
-        model.gradient_checkpointing_enable()
+        # transformers before 5.23 knows the old name only.
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
     model.train()
     torch.cuda.reset_peak_memory_stats()

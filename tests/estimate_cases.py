@@ -63,6 +63,7 @@ def adapted(config: dict[str, Any], shape: TrainingShape) -> Any:
                 task_type="CAUSAL_LM",
                 r=adapter.r,
                 target_modules=target if isinstance(target, str) else list(target),
+                exclude_modules=list(adapter.exclude_modules) or None,
                 rank_pattern=dict(adapter.rank_pattern),
                 lora_dropout=adapter.dropout,
                 use_dora=adapter.use_dora,

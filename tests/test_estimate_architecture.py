@@ -79,10 +79,11 @@ def test_modules_are_those_that_transformers_builds(name: str) -> None:
         AdapterShape(r=8, target_modules=r".*layers\.[01]\.mlp\.(up|down)_proj"),
         AdapterShape(r=8, rank_pattern={"down_proj": 2, r"layers\.3\.self_attn\.q_proj": 32}),
         AdapterShape(r=8, target_modules=("q_proj", "o_proj"), layers_to_transform=(1, 3)),
+        AdapterShape(r=8, exclude_modules=("up_proj", "layers.2.mlp.down_proj")),
         AdapterShape(r=8, use_dora=True),
         AdapterShape(r=8, modules_to_save=("lm_head",)),
     ],
-    ids=["all", "names", "pattern", "ranks", "layers", "dora", "head"],
+    ids=["all", "names", "pattern", "ranks", "layers", "excluded", "dora", "head"],
 )
 def test_trained_parameters_are_those_that_peft_makes(adapter: AdapterShape) -> None:
     shape, config = TrainingShape(adapter=adapter), small_config("Llama-3.2-1B-Instruct")

@@ -5,9 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +13,13 @@ from safetensors.torch import load_file
 
 from luthier.errors import ConfigError, DataError, GateError, ModelError
 from luthier.gates import check
-from luthier.progress import Reporter, Task
+from luthier.progress import Reporter
 from luthier.stages.sft import STAGE
 from luthier.training.checkpoints import newest_intact, sealed_steps
 from luthier.training.job import Outcome, TrainingJob
 from luthier.training.launch import failure_of, train_in_processes
 from luthier.training.mailbox import Mailbox
+from process_cases import Watching, processes_of, ranks_at_work, wait_until
 from training_cases import make_job, run_job, write_dataset
 
 # 12 rows in batches of 3 are 2 steps an epoch of two processes: 8 steps.
@@ -36,33 +34,6 @@ from luthier.stages.sft import STAGE
 from luthier.training.launch import failure_of, train_in_processes
 train_in_processes(TrainingJob.model_validate_json(sys.argv[1]), Reporter(), lambda: False)
 """
-
-
-class Watching(Reporter):
-    """Calls `at_step` with the number of steps done, in the process that a person started."""
-
-    def __init__(self, at_step: Callable[[int], None] = lambda _: None) -> None:
-        self.at_step, self.said, self.steps = at_step, list[str](), list[int]()
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
-
-    @contextmanager
-    def task(self, label: str, total: int, unit: str = "") -> Iterator[Task]:
-        assert (label, total, unit) == ("training", 0, "steps")
-        reporter, self.steps = self, [0]
-
-        class Counting:
-            def advance(self, count: int = 1, **facts: object) -> None:
-                assert facts.keys() == {"loss", "lr"}
-                reporter.steps.append(reporter.steps[-1] + count)
-                reporter.at_step(reporter.steps[-1])
-
-            def resize(self, total: int, done: int = 0) -> None:
-                assert total == 8
-                reporter.steps = [done]
-
-        yield Counting()
 
 
 @pytest.fixture(scope="module")
@@ -106,28 +77,6 @@ def assert_trained_alike(job: TrainingJob, other: TrainingJob) -> None:
     assert outputs(job) == outputs(other)
 
 
-def processes_of(folder: Path) -> dict[int, int | None]:
-    """Living processes that a training in `folder` started: pid to rank, None for the launcher."""
-    found: dict[int, int | None] = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_text().split("\0")
-            surroundings = (process / "environ").read_text().split("\0")
-        except (OSError, UnicodeDecodeError):
-            continue
-        if str(Mailbox(folder / "scratch" / "processes").folder) in command:
-            ranks = [text[5:] for text in surroundings if text.startswith("RANK=")]
-            found[int(process.name)] = int(ranks[0]) if ranks else None
-    return found
-
-
-def wait_until(holds: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
-
-
 def test_two_processes_train_as_one_with_the_same_global_batch(
     tiny_base: Path, dataset: Path, alone: TrainingJob, tmp_path: Path
 ) -> None:
@@ -153,8 +102,7 @@ def test_ranks_end_when_their_starter_is_killed(
     job = make_job(tiny_base, dataset, tmp_path, **FIELDS)
     mailbox = Mailbox(job.scratch / "processes")
     with subprocess.Popen([sys.executable, "-c", START, job.model_dump_json()]) as starter:
-        wait_until(lambda: {0, 1} <= set(processes_of(tmp_path).values()), 60)
-        wait_until(lambda: not mailbox.wait_for_ranks(give_up=lambda: True), 60)
+        wait_until(lambda: len(ranks_at_work(tmp_path)) == 2, 120)
         starter.kill()
     # They were still importing: they would not have ended by themselves.
     wait_until(lambda: processes_of(tmp_path) == {}, 5)

@@ -72,6 +72,8 @@ class Architecture:
     """Soft-capped scores: transformers then has eager attention only."""
     logit_softcap: bool
     max_position_tokens: int | None
+    stored_dtype: str
+    """Of the weights' file, as the config says."""
     vision: Vision | None
     notes: tuple[str, ...] = ()
     """What the prediction is less sure of, for people."""
@@ -177,11 +179,10 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
 
 
 def _present(config: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields that say something; the outer `tie_word_embeddings` of a nested config counts."""
+    """Fields that say something; of a nested config some of the outer ones count."""
     found = {name: value for name, value in text.items() if value is not None}
-    if "tie_word_embeddings" in config:
-        found["tie_word_embeddings"] = config["tie_word_embeddings"]
-    return found
+    outer = ("tie_word_embeddings", "dtype", "torch_dtype")
+    return found | {name: config[name] for name in outer if config.get(name) is not None}
 
 
 def _refuse(text: Mapping[str, Any], model_type: str) -> None:
@@ -230,6 +231,7 @@ def _build(
         attention_softcap=model_type == "gemma2" and "attn_logit_softcapping" in values,
         logit_softcap="final_logit_softcapping" in values,
         max_position_tokens=values.get("max_position_embeddings"),
+        stored_dtype=str(values.get("dtype") or values.get("torch_dtype", "float32")),
         vision=vision,
         notes=notes,
     )

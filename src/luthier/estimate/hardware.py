@@ -104,7 +104,8 @@ _CPU_BANDWIDTH = 20e9
 
 
 def cpu(memory_bytes: int, cores: int, *, maps_tensors: bool) -> Hardware:
-    """This machine's processor: `memory_bytes` that are free now, `cores` that may be used.
+    """This machine's processor: `memory_bytes` that are free, without CPU_LIBRARIES_BYTES where
+    the libraries are still to be loaded; `cores` that may be used.
 
     `maps_tensors`: the process gives freed tensors back (glibc's M_MMAP_THRESHOLD is fixed at
     1 MiB); without, its heap grows to about twice what is in use.
@@ -152,11 +153,13 @@ def by_device_name(device: str, memory_bytes: int) -> Hardware | None:
     return None
 
 
-# Measured: benchmarks/cpu_memory.py, what a process grows by beyond all that is counted.
+# Measured on Linux with glibc 2.36 by benchmarks/cpu_memory.py: what a process grows by beyond all
+# that is counted;
 CPU_CONTEXT_BYTES = 40 * 2**20
-# Likewise, a share of activations and temporaries: by glibc 2.36's heap, and with tensors mapped.
-GLIBC_SLACK = 1.0
+# what the allocator holds beyond what is in use, a share of activations and temporaries: with
+# tensors mapped, and by glibc's heap (0.1 to 2.5, which is why tensors should be mapped);
 MAPPED_SLACK = 0.03
-# Python 3.11 with torch 2.13, transformers 5.23, peft 0.21, trl 1.16 and accelerate 1.15 imported:
-# resident before a model is loaded. The same script.
-CPU_LIBRARIES_BYTES = 700 * 2**20
+GLIBC_SLACK = 1.0
+# and what is resident before a model is loaded, with torch 2.13, transformers 5.23, peft 0.21,
+# trl 1.16, accelerate 1.15 and bitsandbytes 0.50 imported.
+CPU_LIBRARIES_BYTES = 540 * 2**20

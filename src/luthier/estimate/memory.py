@@ -26,6 +26,8 @@ class MemoryPrediction:
 
     weights: int
     quantization_constants: int
+    stored: int
+    """Pages of the weights' file that are resident beside the weights made of it; CPU only."""
     adapter: int
     gradients: int
     optimizer_states: int
@@ -61,10 +63,15 @@ class _Moment:
     attention: int = 0
     head: int = 0
     working: int = 0
+    stored: int = 0
 
     @property
     def total(self) -> int:
-        return self.gradients + self.activations + self.attention + self.head + self.working
+        return self.gradients + self.stored + self.in_flight
+
+    @property
+    def in_flight(self) -> int:
+        return self.activations + self.attention + self.head + self.working
 
 
 def predict_memory(
@@ -78,12 +85,16 @@ def predict_memory(
     found = trained(architecture, shape)
     kept = activations(architecture, shape, on_cuda=hardware.is_cuda)
     moments = _moments(architecture, shape, found, kept, on_cuda=hardware.is_cuda)
+    mapped = 0
+    if not hardware.is_cuda:
+        mapped, while_loading = _stored(architecture, shape)
+        moments.append(_Moment(stored=while_loading))
     peak = max(moments, key=lambda moment: moment.total)
     weights, constants = _weights(architecture, shape)
-    in_flight = peak.total - peak.gradients
     return MemoryPrediction(
         weights=weights,
         quantization_constants=constants,
+        stored=mapped + peak.stored,
         adapter=0 if shape.adapter is None else found.parameters * ADAPTER_BYTES,
         gradients=peak.gradients,
         optimizer_states=_optimizer_states(shape, found),
@@ -91,7 +102,7 @@ def predict_memory(
         attention=peak.attention,
         head=peak.head,
         working=peak.working,
-        allocator=int(hardware.slack_fraction * in_flight),
+        allocator=int(hardware.slack_fraction * peak.in_flight),
         context=hardware.context_bytes,
     )
 
@@ -112,6 +123,22 @@ def _weights(architecture: Architecture, shape: TrainingShape) -> tuple[int, int
         return whole + matrices // 2, blocks * _FLOAT32
     nested = blocks + blocks // _NESTED_BLOCK * _FLOAT32
     return whole + matrices // 2, nested + len(architecture.modules) * _TABLE_BYTES
+
+
+def _stored(architecture: Architecture, shape: TrainingShape) -> tuple[int, int]:
+    """Pages of the weights' file that stay, and those that are there while it is loaded.
+
+    safetensors maps the file. Weights of its own dtype are its pages; quantised ones are made of
+    pages that stay, because the embeddings are pages of the same mapping. Where every tensor is
+    converted, the whole file is resident until the last one is (transformers 5.23, safetensors
+    0.8; measured by `benchmarks/cpu_memory.py`).
+    """
+    dtype = shape.dtype if shape.adapter is not None else "float32"
+    if architecture.stored_dtype != dtype:
+        return 0, architecture.parameters * BYTES.get(architecture.stored_dtype, 2)
+    if shape.quantization is None:
+        return 0, 0
+    return sum(m.inputs * m.outputs for m in architecture.modules) * BYTES[dtype], 0
 
 
 def _optimizer_states(shape: TrainingShape, found: Trained) -> int:

@@ -1,5 +1,6 @@
 """What is trained, how, and on which batches: all that memory and time depend on."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -38,6 +39,7 @@ class AdapterShape:
 
     r: int = 16
     target_modules: str | tuple[str, ...] = "all-linear"
+    exclude_modules: str | tuple[str, ...] = ()
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     dropout: float = 0.0
     use_dora: bool = False
@@ -47,9 +49,9 @@ class AdapterShape:
     def rank(self, module: LinearModule) -> int:
         """The module's rank; 0 when it is not adapted. A key of `rank_pattern` is a regular
         expression for the end of the name (peft 0.21 `get_pattern_key`)."""
-        import re
-
         if not matches(module, self.target_modules) or not self._has_layer(module):
+            return 0
+        if matches(module, self.exclude_modules):
             return 0
         for pattern, rank in self.rank_pattern.items():
             if re.match(rf"(.*\.)?({pattern})$", module.name):

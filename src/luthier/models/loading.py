@@ -86,7 +86,12 @@ def load_model(
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if quantization is not None:
         options["quantization_config"] = bitsandbytes_config(quantization, dtype)
-    options["device_map"] = {"": pick_device() if device == "auto" else device}
+    place: str | int = pick_device() if device == "auto" else device
+    if place == "cuda":
+        # By number: of several processes each has its own, and accelerate 1.15 refuses a
+        # quantised base that is on another than its process's.
+        place = torch.cuda.current_device()
+    options["device_map"] = {"": place}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options

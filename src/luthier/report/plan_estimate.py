@@ -12,6 +12,7 @@ from luthier.report import spelling
 _PARTS = {
     "weights": "weights",
     "quantization_constants": "quantisation constants",
+    "stored": "file of the weights, mapped",
     "adapter": "adapter",
     "gradients": "gradients",
     "optimizer_states": "optimizer states",
