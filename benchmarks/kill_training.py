@@ -3,10 +3,12 @@
     python benchmarks/kill_training.py --machine "2-core EPYC" [--kills 20] [--only NAME ...]
         [--seed 1] [--scratch FOLDER]
 
-For each configuration of tests/kill_cases.py, on a tiny random Llama: a run that is left alone,
-then so many histories of one to three SIGKILLs, after a random time or before a random change of
-the disk (fsync, rename, unlink, torch.save, ...: inside saving), each gone on with to its end.
-Every loss, rate, evaluation, gate and fact and the digest of every output file must be the same.
+For each configuration of tests/kill_cases.py, on a tiny random Llama: a run that is left alone;
+one that is stopped after every step, by SIGTERM and SIGINT in turn; then so many histories of one
+to three SIGKILLs, after a random time or before a random change of the disk (fsync, rename,
+unlink, torch.save, ...: inside saving), each gone on with to its end. Of several processes the
+one that started them or one of them is killed. Every loss, rate, evaluation, gate and fact and
+the digest of every output file must be the same.
 
 Writes benchmarks/results/kill_training-MACHINE.json, what was measured for other configurations
 stays in it; exit code 1 when an end differs.
@@ -21,7 +23,6 @@ import re
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -49,6 +50,9 @@ def measure(case: str, histories: int, seed: int, inputs: tuple[Path, Path]) -> 
         "repeatable": runs.run("again") == runs.expected,
         "histories": [],
     }
+    if CASES[case].get("processes", 1) == 1:
+        stops, result = runs.stopped_at_every_step("stopped")
+        found["stopped_at_every_step"] = {"stops": stops, "equal": result == runs.expected}
     for number in range(histories):
         rng = random.Random(f"{seed} {case} {number}")
         name = f"killed-{number}"
@@ -63,10 +67,7 @@ def measure(case: str, histories: int, seed: int, inputs: tuple[Path, Path]) -> 
 
 
 def _described(history: History, expected: dict[str, Any]) -> dict[str, Any]:
-    moments = [
-        {name: value for name, value in asdict(moment).items() if value is not None}
-        for moment in history.kills
-    ]
+    moments = [str(moment) for moment in history.kills]
     differs = [name for name, value in expected.items() if history.result[name] != value]
     return {"kills": moments, "resumed_at": history.resumed_at, "differs": differs}
 
@@ -104,7 +105,9 @@ def main() -> int:
                 f"{found['kills']} kills; {resumed} resumed from a checkpoint at the end",
                 flush=True,
             )
-            failed |= found["equal"] < arguments.kills or not found["repeatable"]
+            stopped = found.get("stopped_at_every_step", {"equal": True})
+            failed |= found["equal"] < arguments.kills
+            failed |= not found["repeatable"] or not stopped["equal"]
             whole = machine(arguments.machine) | {"seed": arguments.seed, "measured": kept}
             path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
     return int(failed)

@@ -15,6 +15,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from luthier.estimate.architecture import Architecture, read_architecture
 from luthier.estimate.shape import TrainingShape
 from luthier.training.loss import summed_loss
+from luthier.training.packing import PackedCollator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,7 +91,11 @@ def peak_of_step(model: Any, shape: TrainingShape) -> int:
     ids[:, : shape.shared_prefix_tokens + 1] = ids[:1, : shape.shared_prefix_tokens + 1]
     labels = torch.full_like(ids, -100)
     labels[:, -shape.supervised_tokens_per_row :] = ids[:, -shape.supervised_tokens_per_row :]
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    inputs = {"input_ids": ids, "labels": labels}
+    if shape.masked:  # the pack of two rows, kept apart by a mask
+        halves = zip(ids.reshape(2, -1).tolist(), labels.reshape(2, -1).tolist(), strict=True)
+        rows = [{"input_ids": half, "labels": marks} for half, marks in halves]
+        inputs = PackedCollator("block_mask")(rows)
     with living_tensors(model) as living:
         share = shape.shared_prefix_tokens > 0
         summed_loss(model, inputs, share_prefix=share, head="pairs").backward()

@@ -10,24 +10,17 @@ import os
 import random
 import shutil
 import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import psutil
-
-from luthier.errors import ModelError
-from luthier.interrupts import StopFlag
-from luthier.progress import Reporter
-from luthier.store.files import remove_temporaries, sha256_file
+from kill_child import ENDED, KILLED_AT, Moment, train_here
+from luthier.store.files import sha256_file
 from luthier.training.checkpoints import checkpoint_folder
 from luthier.training.job import TrainingJob
 from luthier.training.section import SFTSection
@@ -69,13 +62,16 @@ CASES: dict[str, dict[str, Any]] = {
     "wsd": {"schedule": "warmup_stable_decay", "decay_fraction": 0.3, "weight_decay": 0.1},
     "full": {"method": "full", "learning_rate": 1e-3, "lora": None},
     "fork": {"learning_rate": 5e-3, "lora": LORA | {"dropout": 0.1}},
-    "ddp": {"processes": 2, "lora": LORA | {"dropout": 0.1}, "checkpoint_every_steps": 2},
+    "ddp": {
+        "processes": 2,
+        "epochs": 2 * EPOCHS,
+        "lora": LORA | {"dropout": 0.1},
+        "checkpoint_every_steps": 2,
+    },
 }
 # Case: what it is forked from, at a step whose best weights so far are of an earlier one.
 PARENTS: dict[str, dict[str, Any]] = {"fork": {"lora": LORA | {"dropout": 0.1}}}
 FORK_STEP = 7
-ENDED = "ended.json"
-KILLED_AT = "killed_at.txt"
 # What a clock or the machine's memory says, and where a run was gone on with.
 UNCOMPARED = {
     "memory",
@@ -85,7 +81,6 @@ UNCOMPARED = {
     "tokens_per_second",
 }
 VICTIMS = ("starter", "rank")
-CHANGES = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir", "open")
 
 
 def write_base(folder: Path) -> None:
@@ -119,17 +114,6 @@ def write_base(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-@dataclass(frozen=True)
-class Moment:
-    """When a run was killed: some seconds after its start, or before a change of the disk, counted
-    from 1, which would have been `what`; of several processes, some seconds after a step."""
-
-    seconds: float | None = None
-    change: int | None = None
-    what: str | None = None
-    step: int | None = None
-
-
 @dataclass
 class History:
     """One training that was killed, once or more, and gone on with to its end."""
@@ -152,6 +136,7 @@ class Runs:
         whole = self.ended("whole")
         self.changes: int = whole["changes"]
         self.steps: int = whole["outcome"]["facts"]["training"]["steps"]
+        self.training_seconds: float = whole["outcome"]["timings_seconds"]["train"]
 
     def job(self, name: str) -> TrainingJob:
         """The job that works in folder `name`."""
@@ -166,7 +151,7 @@ class Runs:
     def _parent(self, fields: dict[str, Any]) -> Path:
         """A checkpoint of another training to fork."""
         job = self._job("parent", {"epochs": EPOCHS} | fields, None)
-        _join(_process(_child, job, signal_after=(FORK_STEP, signal.SIGTERM)))
+        _join(_process(train_here, job, signal_after=(FORK_STEP, signal.SIGTERM)))
         return checkpoint_folder(job.checkpoints, FORK_STEP)
 
     def ended(self, name: str) -> dict[str, Any]:
@@ -180,8 +165,8 @@ class Runs:
         return result(self._root / name)
 
     def start(self, name: str, **how: Any) -> ForkServerProcess:
-        """Begin, or go on with, the training in folder `name`; `how` as `_child`."""
-        return _process(_child, self.job(name), **how)
+        """Begin, or go on with, the training in folder `name`; `how` as `train_here`."""
+        return _process(train_here, self.job(name), **how)
 
     def killed(self, name: str, rng: random.Random, kills: int | None = None) -> History:
         """One to three kills at random moments, or `kills`, then to the end."""
@@ -204,7 +189,7 @@ class Runs:
         """Run until a random moment; None when the run came to its end before."""
         moment = self._moment(rng)
         process = self.start(name, killed_at=moment)
-        if moment.step is None and moment.seconds is not None:
+        if moment.victim is None and moment.seconds is not None:
             process.join(moment.seconds)
             process.kill()
         process.join()
@@ -217,11 +202,9 @@ class Runs:
 
     def _moment(self, rng: random.Random) -> Moment:
         if self._fields.get("processes", 1) > 1:
-            # Most of their time they start, which is the least telling.
-            seconds = round(rng.uniform(0, 1), 3)
-            return Moment(seconds, step=rng.randrange(self.steps), what=rng.choice(VICTIMS))
+            return Moment(rng.uniform(0, self.training_seconds), victim=rng.choice(VICTIMS))
         if rng.random() < 0.5:
-            return Moment(round(rng.uniform(0, self.seconds), 3))
+            return Moment(rng.uniform(0, self.seconds))
         return Moment(change=rng.randint(1, self.changes))
 
     def stopped_at_every_step(self, name: str) -> tuple[int, dict[str, Any]]:
@@ -289,107 +272,3 @@ def _process(target: Callable[..., None], *arguments: Any, **options: Any) -> Fo
 def _join(process: ForkServerProcess) -> None:
     process.join()
     assert process.exitcode == 0, f"{process} failed; what it said stands above"
-
-
-class _Said(Reporter):
-    """Keeps what is said, and kills one of several processes some time after a step."""
-
-    def __init__(self, killed_at: Moment | None) -> None:
-        self.lines: list[str] = []
-        self._killed_at = killed_at if killed_at and killed_at.step is not None else None
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
-
-    @contextmanager
-    def task(self, *_: object) -> Iterator["_Said"]:
-        yield self
-
-    def resize(self, _total: int, done: int = 0) -> None:
-        self._steps = done
-        self.advance(0)
-
-    def advance(self, count: int = 1, **_: object) -> None:
-        self._steps += count
-        if self._killed_at is not None and self._steps >= (self._killed_at.step or 0):
-            moment, self._killed_at = self._killed_at, None
-            timer = threading.Timer(moment.seconds or 0, _kill_one, (moment.what,))
-            timer.daemon = True
-            timer.start()
-
-
-def _kill_one(victim: str | None) -> None:
-    own = psutil.Process()
-    if victim == "starter":
-        own.kill()
-    ranks = [p for p in own.children(recursive=True) if "luthier.training.rank" in p.cmdline()]
-    random.choice(ranks).kill()
-
-
-def _child(
-    job: TrainingJob,
-    *,
-    killed_at: Moment | None = None,
-    signal_after: tuple[int, signal.Signals] | None = None,
-) -> None:
-    """Train in this process; `signal_after` (n, signal): send it here at the n-th step's end."""
-    assert "training_preload" in sys.modules, "the fork server says nothing when it cannot import"
-    from luthier.training.launch import train_in_processes
-    from luthier.training.session import train
-
-    folder, said = job.outputs.parent, _Said(killed_at)
-    remove_temporaries(folder)  # as the store does when it opens a workspace again
-    changes = _count_changes(folder, killed_at.change if killed_at else None)
-    start = train if job.section.processes == 1 else train_in_processes
-    try:
-        outcome = start(job, said, _asked_to_stop(signal_after))
-    except ModelError:
-        if killed_at is None:
-            raise
-        # It saw a rank die, and told the user so.
-        os.kill(os.getpid(), signal.SIGKILL)
-    gates = [gate.model_dump() for gate in outcome.gates] if outcome else []
-    ended = {
-        "outcome": asdict(outcome) | {"gates": gates} if outcome else None,
-        "said": said.lines,
-        "changes": changes(),
-    }
-    (folder / ENDED).write_text(json.dumps(ended))
-
-
-def _asked_to_stop(signal_after: tuple[int, signal.Signals] | None) -> Callable[[], bool]:
-    flag, asked = StopFlag(), 0
-    flag.install()
-
-    def asked_to_stop() -> bool:
-        nonlocal asked
-        asked += 1
-        if signal_after is not None and asked == signal_after[0]:
-            signal.raise_signal(signal_after[1])
-        return flag.requested
-
-    return asked_to_stop
-
-
-def _count_changes(folder: Path, kill_before: int | None) -> Callable[[], int]:
-    """Count the calls that change the disk; die before one of them."""
-    import torch
-
-    count = 0
-
-    def wrap(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == kill_before:
-                what = str(args[1] if name == "torch.save" else args[0])
-                (folder / KILLED_AT).write_text(f"{name} {what.replace(str(folder), '')}")
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*args, **kwargs)
-
-        return counted
-
-    for name in CHANGES:
-        setattr(os, name, wrap(name, getattr(os, name)))
-    torch.save = wrap("torch.save", torch.save)
-    return lambda: count

@@ -42,6 +42,7 @@ def in_flight(config: dict[str, object], shape: TrainingShape) -> int:
         ("Llama-3.2-1B-Instruct", replace(STEP, gradient_checkpointing=True)),
         ("Llama-3.2-1B-Instruct", replace(STEP, attention="eager")),
         ("Llama-3.2-1B-Instruct", replace(STEP, adapter=AdapterShape(r=8, dropout=0.1))),
+        ("Llama-3.2-1B-Instruct", replace(STEP, rows=1, tokens_per_row=192, masked=True)),
         ("Llama-3.2-1B-Instruct", BF16),
         ("Llama-3.2-1B-Instruct", replace(BF16, gradient_checkpointing=True)),
         ("Llama-3.2-1B-Instruct", replace(BF16, attention="eager")),
@@ -278,6 +279,17 @@ def test_published_figures_are_near(name: str, shape: dict[str, object], publish
     asked = replace(base, **shape, **quantized)  # type: ignore[arg-type]
     found = predict_memory(real(name), asked, GPUS["a100-80gb"]).total / GIB
     assert 0.75 * published < found < 1.25 * published
+
+
+def test_the_optimizers_step_can_be_the_peak() -> None:
+    """Full training on one token: weights, gradients, two states; on CUDA torch's AdamW keeps a
+    root of every second moment at once (foreach), a fused one none."""
+    shape = replace(FULL, rows=1, tokens_per_row=2, supervised_tokens_per_row=1)
+    model, gpu = real("Llama-3.2-3B-Instruct"), GPUS["h100-80gb"]
+    fused = predict_memory(model, replace(shape, optimizer="adamw_torch_fused"), gpu)
+    plain = predict_memory(model, replace(shape, optimizer="adamw_torch"), gpu)
+    assert plain.allocated == 5 * 4 * model.parameters
+    assert 16 * model.parameters <= fused.allocated < 18 * model.parameters
 
 
 def test_float32_with_grouped_keys_has_no_fused_kernel_on_cuda() -> None:

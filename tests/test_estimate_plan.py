@@ -14,7 +14,7 @@ from estimate_cases import SMALL, real
 from luthier.estimate.fitting import find_fit
 from luthier.estimate.hardware import GIB, GPUS, cpu
 from luthier.estimate.memory import predict_memory
-from luthier.estimate.shape import TrainingShape
+from luthier.estimate.shape import TrainingShape, trained
 from luthier.estimate.time import corrected, micro_batch_flops, predict_seconds
 from luthier.report.plan_estimate import as_json, estimate_lines, verdict
 
@@ -49,6 +49,10 @@ def test_flops_are_those_of_matrix_products() -> None:
     attention = 12 * MODEL.layers * MODEL.query_size / 2
     expected = 6 * (MODEL.linear_parameters + MODEL.embedding_parameters) + attention
     assert micro_batch_flops(MODEL, shape) == expected
+    lora = TrainingShape(tokens_per_row=1, supervised_tokens_per_row=1)
+    own = trained(MODEL, lora).parameters
+    frozen = MODEL.linear_parameters + MODEL.embedding_parameters
+    assert micro_batch_flops(MODEL, lora) == 4 * frozen + 6 * own + attention
 
 
 def test_flops_counted_by_torch_are_near() -> None:
@@ -180,7 +184,9 @@ def test_the_weights_file_counts_on_a_cpu_only_where_it_stays_or_is_converted() 
     assert predict_memory(plain, quantized, here).stored == linear
     converted = predict_memory(sixteen, shape, here)
     assert converted.stored == MODEL.parameters * 2
-    assert converted.activations == 0
+    assert converted.total == MODEL.parameters * 6 + here.context_bytes
+    longer = predict_memory(sixteen, shape.with_rows(64).with_length(2048), here)
+    assert longer.stored == 0
     assert predict_memory(sixteen, quantized, GPU).stored == 0
 
 

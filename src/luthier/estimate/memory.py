@@ -85,19 +85,21 @@ def predict_memory(
     found = trained(architecture, shape)
     kept = activations(architecture, shape, on_cuda=hardware.is_cuda)
     moments = _moments(architecture, shape, found, kept, on_cuda=hardware.is_cuda)
-    mapped = 0
-    if not hardware.is_cuda:
-        mapped, while_loading = _stored(architecture, shape)
-        moments.append(_Moment(stored=while_loading))
     peak = max(moments, key=lambda moment: moment.total)
+    adapter = 0 if shape.adapter is None else found.parameters * ADAPTER_BYTES
+    states = _optimizer_states(shape, found)
+    mapped, while_loading = (0, 0) if hardware.is_cuda else _stored(architecture, shape)
+    if while_loading > adapter + states + peak.total:
+        # Then there is nothing yet but the weights.
+        peak, adapter, states = _Moment(stored=while_loading), 0, 0
     weights, constants = _weights(architecture, shape)
     return MemoryPrediction(
         weights=weights,
         quantization_constants=constants,
         stored=mapped + peak.stored,
-        adapter=0 if shape.adapter is None else found.parameters * ADAPTER_BYTES,
+        adapter=adapter,
         gradients=peak.gradients,
-        optimizer_states=_optimizer_states(shape, found),
+        optimizer_states=states,
         activations=peak.activations,
         attention=peak.attention,
         head=peak.head,
