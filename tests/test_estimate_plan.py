@@ -15,7 +15,7 @@ from luthier.estimate.fitting import find_fit
 from luthier.estimate.hardware import GIB, GPUS, cpu
 from luthier.estimate.memory import predict_memory
 from luthier.estimate.shape import TrainingShape, trained
-from luthier.estimate.time import corrected, micro_batch_flops, predict_seconds
+from luthier.estimate.time import micro_batch_flops, predict_seconds
 from luthier.report.plan_estimate import as_json, estimate_lines, verdict
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -111,15 +111,6 @@ def test_a_small_batch_waits_for_the_weights() -> None:
     shape = replace(SHAPE, rows=1, tokens_per_row=1, supervised_tokens_per_row=1)
     found = predict_seconds(MODEL, shape, GPU, micro_batches=1)
     assert found.seconds > 2 * 2 * MODEL.linear_parameters / GPU.bandwidth_bytes_per_second
-
-
-def test_the_measured_rate_takes_over() -> None:
-    assert corrected(100.0, 0, 0.0, 50) == 100.0
-    assert corrected(100.0, 4, 16.0, 46) == pytest.approx(46 * (0.5 * 4 + 0.5 * 2))
-    late = corrected(100.0, 400, 1600.0, 100)
-    assert late == pytest.approx(400, rel=0.02)
-    assert corrected(100.0, 50, 200.0, 0) == 0.0
-    assert corrected(0.0, 0, 0.0, 0) == 0.0
 
 
 def test_lines_say_parts_peak_and_verdict() -> None:

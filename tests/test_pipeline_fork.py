@@ -18,6 +18,7 @@ from luthier.errors import ConfigError, InterruptedRunError, StoreError
 from luthier.interrupts import StopFlag
 from luthier.pipeline import Choices, DoneStep, Pipeline, load_run
 from luthier.progress import Reporter
+from luthier.report import lineage_json, lineage_tree
 from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
 from luthier.store import Store, Workspace
 from luthier.training.checkpoints import newest_intact, seal_checkpoint, seed_checkpoint
@@ -207,13 +208,19 @@ def test_the_nearest_of_two_interrupted_runs_is_named() -> None:
     assert f"step 2 (key {near[:8]})" in refusal("fit.learning_rate=0.2")
 
 
-def test_a_fork_goes_on_with_new_settings_under_a_key_of_its_own() -> None:
+def test_a_fork_goes_on_with_new_settings_under_a_key_of_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     key = interrupt(3)
     text = f"{key[:8]}@3"
     done = run("fit.learning_rate=0.2", fork=text)
     assert trace(done) == [0.1] * 3 + [0.2] * 3
     fork = done.artifact.manifest.facts["fork"]
     assert fork["parent_key"] == key
+    traced = Store(Path("store")).lineage(done.artifact)
+    assert lineage_json(traced)["forked_from"] == f"{key}@3"
+    lineage_tree(traced)
+    assert f"forked from {key[:12]} at step 3" in capsys.readouterr().out
     assert fork["parent_step"] == 3
     assert fork["changes"] == ["fit.learning_rate: 0.1 -> 0.2"]
     assert len(fork["checkpoint_digest"]) == 64

@@ -167,7 +167,8 @@ def test_lineage(sample: Sample, capsys: pytest.CaptureFixture[str], output: str
     assert tree["inputs"][0]["slot"] == "merge"
     assert tree["inputs"][2] == {
         "slot": "base", "ref": "package-router/base@v1", "key": sample.artifacts["base"].key,
-        "state": "missing", "digest": None, "external_files": [], "inputs": [],
+        "state": "missing", "digest": None, "forked_from": None, "external_files": [],
+        "inputs": [],
     }  # fmt: skip
 
 

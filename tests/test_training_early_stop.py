@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -14,8 +15,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from luthier.errors import DataError
+from luthier.progress import Reporter
+from luthier.training.callbacks import Schedule, StageEvents
 from luthier.training.checkpoints import checkpoint_folder, sealed_steps
 from luthier.training.job import TrainingJob
+from luthier.training.section import EarlyStoppingSection
 from training_cases import PREFIX, make_job, token_rows, write_dataset
 from training_watch import Watched, light_sessions, same, saved, watch
 
@@ -268,3 +272,14 @@ def test_what_needs_validation_rows_is_refused_without(
     value: Any = {"patience": 1} if field == "early_stopping" else 2
     with pytest.raises(DataError, match=rf"sft\.{field} needs validation rows"):
         watch(make_job(tiny_base, blind, tmp_path / "run", **{field: value}))
+
+
+def test_a_loss_that_is_not_a_number_is_no_improvement() -> None:
+    schedule = Schedule(True, early_stopping=EarlyStoppingSection(patience=3))
+    with Reporter().task("training", 4) as task:
+        events = StageEvents(lambda: False, task, schedule)
+    counts = []
+    for step, loss in enumerate([float("nan"), 2.0, float("inf"), 1.0], start=1):
+        events.on_evaluate(None, SimpleNamespace(global_step=step), None, {"eval_loss": loss})
+        counts.append((events.lowest_loss, events.without_improvement))
+    assert counts == [(None, 1), (2.0, 0), (2.0, 1), (1.0, 0)]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from luthier.errors import ModelError
+from luthier.training import session
 from luthier.training.section import PerformanceSection
 from training_cases import PREFIX, make_job, write_dataset
 from training_watch import Watched, light_sessions, watch
@@ -142,12 +143,33 @@ def test_rows_of_like_length_share_a_batch(tiny_base: Path, tmp_path: Path) -> N
     assert padded[True] < 0.85 * padded[False]
 
 
+def test_batches_of_many_tokens_go_through_in_parts(
+    tiny_base: Path,
+    dataset: Path,
+    plain: tuple[Watched, Passes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same steps as of whole batches, with room for two rows at a time."""
+    monkeypatch.setattr(session, "PART_TOKENS", {"cpu": 80})
+    fields = {"per_device_batch_size": 6, "max_steps": 2, "warmup_fraction": 0}
+    performance = OFF | {"split_batches": True}
+    passes = Passes()
+    job = make_job(tiny_base, dataset, tmp_path, performance=performance, **fields)
+    seen = watch(job, at_start=passes.watch)
+    assert_same_steps(seen, plain[0])
+    assert len(passes.layers) == 6
+    assert [rows for rows, _ in passes.layers] == [2] * 6
+    assert all(rows * tokens <= 80 for rows, tokens in passes.layers)
+
+
 @pytest.mark.parametrize(
     ("part", "fields", "why"),
     [
         ("share_prefix", {"neftune_noise_alpha": 5}, "NEFTune's noise would be drawn once"),
         ("share_prefix", {"gradient_checkpointing": True}, "drops the keys and values"),
         ("share_prefix", {"lora": {"dropout": 0.1}}, "dropout would be drawn once"),
+        ("split_batches", {}, "batch_tokens says how much"),
         ("fused_lora", {"lora": {"use_dora": True}}, "a formula of their own"),
     ],
 )

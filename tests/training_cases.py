@@ -50,14 +50,17 @@ def write_dataset(
 def make_job(
     base: Path, dataset: Path, folder: Path, *, start: Path | None = None, **fields: Any
 ) -> TrainingJob:
-    """A job of `LIGHT` with `fields` on it, which works in `folder`."""
+    """A job of `LIGHT` with `fields` on it, from `start` when it is given, which works in
+    `folder`."""
     outputs, scratch = folder / "outputs", folder / "scratch"
     outputs.mkdir(parents=True, exist_ok=True)
     scratch.mkdir(exist_ok=True)
-    values = LIGHT | fields
+    values = LIGHT | fields | ({"start_from": "try/adapter"} if start else {})
     for given, instead_of in (("batch_tokens", "per_device_batch_size"), ("max_steps", "epochs")):
         if given in fields:
             values.pop(instead_of)
+    if start is not None or fields.get("method") == "full":
+        values.pop("lora")
     return TrainingJob(
         name="tiny",
         seed=5,

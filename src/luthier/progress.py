@@ -31,8 +31,10 @@ class Reporter:
         label: str,  # noqa: ARG002, the other reporters show them
         total: int,  # noqa: ARG002
         unit: str = "",  # noqa: ARG002
+        seconds: float | None = None,  # noqa: ARG002
     ) -> Iterator[Task]:
-        """Counted work with `total` units; the block gets a task to advance."""
+        """Counted work with `total` units, foretold to take `seconds` in all; the block gets a
+        task to advance."""
         yield _Silent()
 
 
@@ -44,6 +46,47 @@ class _Silent:
         """Nothing to show."""
 
 
+class Pace:
+    """How far a task is, and how long it will take.
+
+    The time left is that of the measured rate, and at first of the one foretold, the measured
+    weighing more with every unit (half after four): first units are slower than those after them.
+    """
+
+    def __init__(self, total: int, seconds: float | None = None) -> None:
+        self.total, self.done, self._before = total, 0, 0
+        self._foretold = seconds
+        self._start = self._since = self._last = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        """Count units that were just done."""
+        self.done += count
+        self._last = time.monotonic()
+
+    def resize(self, total: int, done: int) -> None:
+        """A new total; what was done before does not count for the rate."""
+        self.total, self.done, self._before = total, done, done
+        self._since = self._last = time.monotonic()
+
+    def seconds_left(self) -> float | None:
+        """None when nothing is known yet."""
+        own, left = self.done - self._before, self.total - self.done
+        each = None
+        if own > 0:
+            each = (self._last - self._since) / own
+        if self._foretold is not None and self.total > 0:
+            weight = own / (own + 4)
+            each = weight * (each or 0.0) + (1 - weight) * self._foretold / self.total
+        since_last = time.monotonic() - self._last
+        return None if each is None else max(0.0, each * left - since_last)
+
+    def spell(self) -> str:
+        """Seconds gone, and those left when there are any."""
+        gone = f"{time.monotonic() - self._start:.0f} s"
+        left = self.seconds_left() if self.done < self.total else None
+        return gone if left is None else f"{gone}, {left:.0f} s left"
+
+
 class PlainReporter(Reporter):
     """Lines on standard error, for logs: at most one every ten seconds, and one at the end."""
 
@@ -53,22 +96,24 @@ class PlainReporter(Reporter):
         sys.stderr.flush()
 
     @contextmanager
-    def task(self, label: str, total: int, unit: str = "") -> Iterator[Task]:
+    def task(
+        self, label: str, total: int, unit: str = "", seconds: float | None = None
+    ) -> Iterator[Task]:
         """Counted work, a line now and then."""
-        task = _PlainTask(self, label, total, unit)
+        task = _PlainTask(self, label, unit, Pace(total, seconds))
         yield task
         task.close()
 
 
 class _PlainTask:
-    def __init__(self, reporter: PlainReporter, label: str, total: int, unit: str) -> None:
-        self._reporter, self._label, self._total, self._unit = reporter, label, total, unit
-        self._done, self._before, self._facts, self._printed = 0, 0, "", False
-        self._start = self._last = time.monotonic()
+    def __init__(self, reporter: PlainReporter, label: str, unit: str, pace: Pace) -> None:
+        self._reporter, self._label, self._unit, self._pace = reporter, label, unit, pace
+        self._facts, self._printed = "", False
+        self._last = time.monotonic()
 
     def advance(self, count: int = 1, **facts: object) -> None:
         """Count; print when the last line is old."""
-        self._done += count
+        self._pace.advance(count)
         self._facts = _spell(facts)
         self._printed = False
         if time.monotonic() - self._last >= PLAIN_LINE_EVERY_SECONDS:
@@ -77,7 +122,7 @@ class _PlainTask:
 
     def resize(self, total: int, done: int = 0) -> None:
         """A new total; what was done before does not count for the rate."""
-        self._total, self._done, self._before = total, done, done
+        self._pace.resize(total, done)
 
     def close(self) -> None:
         """Say where the task ended, unless the last line says so."""
@@ -87,16 +132,10 @@ class _PlainTask:
     def line(self) -> None:
         """Print where the task stands."""
         self._printed = True
-        seconds = time.monotonic() - self._start
-        rate = (self._done - self._before) / seconds if seconds > 0 else 0.0
-        left = (self._total - self._done) / rate if rate > 0 else 0.0
-        ending = (
-            f"{seconds:.0f} s, {left:.0f} s left"
-            if self._done < self._total
-            else f"{seconds:.0f} s"
-        )
+        pace = self._pace
         self._reporter.say(
-            f"  {self._label}: {self._done}/{self._total} {self._unit} {self._facts} ({ending})"
+            f"  {self._label}: {pace.done}/{pace.total} {self._unit} {self._facts} "
+            f"({pace.spell()})"
         )
 
 
@@ -113,32 +152,43 @@ class RichReporter(Reporter):
         self._console.print(message, highlight=False, markup=False)
 
     @contextmanager
-    def task(self, label: str, total: int, unit: str = "") -> Iterator[Task]:
-        """Counted work with a bar, its rate, its facts and the time left."""
+    def task(
+        self, label: str, total: int, unit: str = "", seconds: float | None = None
+    ) -> Iterator[Task]:
+        """Counted work with a bar, its facts, and the time gone and left."""
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
             Progress,
+            ProgressColumn,
             TextColumn,
-            TimeRemainingColumn,
         )
+        from rich.text import Text
+
+        pace = Pace(total, seconds)
+
+        class PaceColumn(ProgressColumn):
+            def render(self, task: object) -> Text:  # noqa: ARG002, there is one task
+                return Text(pace.spell())
 
         columns = [
             TextColumn("  {task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn(unit),
-            TimeRemainingColumn(elapsed_when_finished=True),
             TextColumn("{task.fields[facts]}"),
+            PaceColumn(),
         ]
         with Progress(*columns, console=self._console) as progress:
             task_id = progress.add_task(label, total=total, facts="")
 
             class _RichTask:
                 def advance(self, count: int = 1, **facts: object) -> None:
+                    pace.advance(count)
                     progress.update(task_id, advance=count, facts=_spell(facts))
 
                 def resize(self, total: int, done: int = 0) -> None:
+                    pace.resize(total, done)
                     progress.update(task_id, total=total, completed=done)
 
             yield _RichTask()

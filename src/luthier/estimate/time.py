@@ -76,21 +76,3 @@ def micro_batch_flops(architecture: Architecture, shape: TrainingShape) -> float
     positions = shape.rows * (shape.head_positions_per_row or shape.supervised_tokens_per_row)
     head = architecture.embedding_parameters * positions * (6 if is_full else 4)
     return float(per_token * shape.model_tokens + attention + head)
-
-
-def corrected(
-    seconds_predicted: float, steps_done: int, seconds_measured: float, steps_left: int
-) -> float:
-    """Seconds left: the measured rate and the predicted one, the measured weighing more with every
-    step (half after four), because first steps are slower than those after them.
-
-    `seconds_predicted` is that of all steps; `seconds_measured` that of the `steps_done`.
-    """
-    steps = steps_done + steps_left
-    if steps == 0:
-        return 0.0
-    predicted = seconds_predicted / steps
-    if steps_done == 0:
-        return predicted * steps_left
-    weight = steps_done / (steps_done + 4)
-    return steps_left * (weight * seconds_measured / steps_done + (1 - weight) * predicted)

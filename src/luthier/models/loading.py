@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import ModelError
-from luthier.models.libraries import quiet_libraries
+from luthier.models.libraries import quick_imports, quiet_libraries
 from luthier.models.quantization import DType, Quantization, bitsandbytes_config
 
 if TYPE_CHECKING:
@@ -79,9 +79,13 @@ def load_model(
                 f"{adapter}: it was trained in full, on a base that is not quantised."
             )
         folder, adapter = adapter, None
-    quiet_libraries()
-    import torch
-    from transformers import AutoModelForCausalLM
+    with quick_imports():
+        quiet_libraries()
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        if adapter is not None:
+            from peft import PeftModel
 
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if quantization is not None:
@@ -99,8 +103,6 @@ def load_model(
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: the model does not load: {error}") from error
     if adapter is not None:
-        from peft import PeftModel
-
         model = PeftModel.from_pretrained(
             model, str(adapter), torch_device=str(model.device), autocast_adapter_dtype=False
         )

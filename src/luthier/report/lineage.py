@@ -18,7 +18,8 @@ SHOWN_DIGITS = 12
 
 
 def lineage_json(traced: "Lineage") -> dict[str, Any]:
-    """The tree as JSON values: slot, ref, key, state, digest, files from outside, inputs."""
+    """The tree as JSON values: slot, ref, key, state, digest, the checkpoint it is forked
+    from, files from outside, inputs."""
     artifact = traced.artifact
     return {
         "slot": traced.slot,
@@ -26,12 +27,19 @@ def lineage_json(traced: "Lineage") -> dict[str, Any]:
         "key": traced.key,
         "state": traced.state,
         "digest": artifact.digest if artifact else None,
+        "forked_from": forked_from(traced),
         "external_files": [
             file.model_dump(mode="json")
             for file in (artifact.manifest.external_files if artifact else [])
         ],
         "inputs": [lineage_json(earlier) for earlier in traced.inputs],
     }
+
+
+def forked_from(traced: "Lineage") -> str | None:
+    """KEY@STEP of the checkpoint that a training went on from under other settings."""
+    fork = traced.artifact.manifest.facts.get("fork") if traced.artifact else None
+    return f"{fork['parent_key']}@{fork['parent_step']}" if fork else None
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,9 @@ def _spelled(branch: Branch) -> "Text":
         line.append(f"  {node.state}", style=STATUS_STYLES[node.state])
     if branch.is_repeated:
         line.append("  (as above)", style="dim")
+    elif (fork := forked_from(node)) is not None:
+        key, _, step = fork.partition("@")
+        line.append(f"  forked from {key[:SHOWN_DIGITS]} at step {step}", style="dim")
     return line
 
 

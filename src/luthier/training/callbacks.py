@@ -89,7 +89,8 @@ class StageEvents:
         if stopping is None or state.global_step == 0:
             return control
         loss = float(metrics["eval_loss"])
-        if self.lowest_loss is None or loss < self.lowest_loss - stopping.min_improvement:
+        lowest = math.inf if self.lowest_loss is None else self.lowest_loss
+        if loss < lowest - stopping.min_improvement:  # never of a NaN
             self.lowest_loss, self.without_improvement = loss, 0
         else:
             self.without_improvement += 1

@@ -156,9 +156,10 @@ class _Shown:
     def _say(self, message: str) -> None:
         self._reporter.say(message)
 
-    def _task(self, label: str, total: int, unit: str) -> None:
+    def _task(self, label: str, total: int, unit: str, seconds: float | None) -> None:
         stack = ExitStack()
-        self._tasks.append((stack, stack.enter_context(self._reporter.task(label, total, unit))))
+        task = self._reporter.task(label, total, unit, seconds)
+        self._tasks.append((stack, stack.enter_context(task)))
 
     def _advance(self, count: int, facts: dict[str, Any]) -> None:
         self._tasks[-1][1].advance(count, **facts)

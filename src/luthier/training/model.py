@@ -37,6 +37,11 @@ def make_model(job: TrainingJob, rows: "datasets.Dataset") -> "PreTrainedModel":
     section = job.section
     dtype = base_dtype(section)
     if section.method == "full":
+        if job.start is not None and not is_whole_model(job.start):
+            raise ModelError(
+                f"sft.start_from: {section.start_from} is an adapter, and sft.method: full trains "
+                "a whole model. Set sft.method: lora or qlora to go on with it."
+            )
         return prepare_full(load_model(job.base, dtype="float32", adapter=job.start))
     quantization = section.quantization if section.method == "qlora" else None
     model = load_model(job.base, dtype=dtype, quantization=quantization)

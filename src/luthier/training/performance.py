@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+# Padded tokens that go through the model at once where batches are split: more are hardly faster
+# (2 cores: none from 500 on; a GPU fills its matrix units with some thousands), and memory grows
+# with them.
+PART_TOKENS = {"cpu": 2048, "cuda": 16384}
+
+
 @dataclass(frozen=True)
 class Decision:
     """Whether something is done, and why."""
@@ -27,6 +33,7 @@ class Decisions:
     share_prefix: Decision
     supervised_head: Decision
     length_sorted: Decision
+    split_batches: Decision
     packing: Decision
     fused_lora: Decision
 
@@ -46,6 +53,7 @@ def decide(section: SFTSection, model: "PreTrainedModel", device: str) -> Decisi
         share_prefix=_decide(asked, "share_prefix", _against_sharing(section, model)),
         supervised_head=_decide(asked, "supervised_head", None),
         length_sorted=_decide(asked, "length_sorted", None),
+        split_batches=_decide(asked, "split_batches", against_splitting(section)),
         packing=_decide(asked, "packing", *_against_packing(section, model, device)),
         fused_lora=_decide(asked, "fused_lora", _against_fusing(section)),
     )
@@ -64,6 +72,15 @@ def _decide(
     if switch is True:
         return Decision(True, "switched on in the config")
     return Decision(False, unwise) if unwise is not None else Decision(True, "exact and faster")
+
+
+def against_splitting(section: SFTSection) -> str | None:
+    """Why batches go through the model whole; None where they need not."""
+    if section.per_device_batch_size is None:
+        return "batch_tokens says how much goes through the model at once"
+    if section.processes > 1:
+        return "the wrapper of several processes takes one pass through the model a step"
+    return None
 
 
 def _against_sharing(section: SFTSection, model: "PreTrainedModel") -> str | None:

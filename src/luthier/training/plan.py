@@ -18,8 +18,9 @@ class TrainingPlan:
     `batches` makes the batch sampler of the training rows, `collate` a batch of them, with its
     `real_tokens` and `supervised_tokens`. `loss` is the sum over a batch's
     supervised positions, in nats; `validation_loss` their mean over all validation rows.
-    `say_when_shrunk`: when memory runs out, batches are split and this is told; None: it is an
-    error. `parameter_groups` makes the optimizer's groups, where they are not transformers' own.
+    `most_tokens`: batches of more padded tokens go through the model in parts. `say_when_shrunk`:
+    when memory runs out, batches are split and this is told; None: it is an error.
+    `parameter_groups` makes the optimizer's groups, where they are not transformers' own.
     `decay_fraction` is the share of steps in which warmup_stable_decay decays. `is_fork`: the
     learning rate and other settings are those of now, not those of the checkpoint. `shards`: the
     model is split over the processes (FSDP2).
@@ -35,5 +36,6 @@ class TrainingPlan:
     decay_fraction: float | None = None
     is_fork: bool = False
     meter: Meter = field(default_factory=Meter)
+    most_tokens: int | None = None
     say_when_shrunk: Callable[[str], None] | None = None
     shards: bool = False

@@ -18,6 +18,7 @@ from luthier.estimate.fitting import Fit, find_fit
 from luthier.estimate.hardware import Hardware, by_device_name, cpu, find_hardware
 from luthier.estimate.shape import AdapterShape, TrainingShape
 from luthier.estimate.time import TimePrediction, predict_seconds
+from luthier.training.performance import PART_TOKENS, against_splitting
 from luthier.training.section import SFTSection
 
 # Rows that are compared for a common beginning, which is then a good guess for every batch.
@@ -105,21 +106,19 @@ def predict(
     architecture = read_architecture(config)
     shape = _shape(section, numbers, hardware)
     mean = max(1, round(numbers.mean))
-    typical = shape.with_length(mean)
-    rows = (
-        max(1, shape.rows * shape.tokens_per_row // mean) if section.batch_tokens else shape.rows
-    )
-    typical = typical.with_rows(min(rows, max(1, numbers.rows)))
-    batches = math.ceil(max(1, numbers.rows) / typical.rows * section.epochs)
+    rows = section.per_device_batch_size
+    if rows is None:
+        rows = max(1, shape.rows * shape.tokens_per_row // mean)
+    typical = shape.with_length(mean).with_rows(min(rows, max(1, numbers.rows)))
+    batches = max(1, numbers.rows) / typical.rows * section.epochs / section.processes
     if section.max_steps is not None:
         batches = section.max_steps * section.gradient_accumulation_steps
-    batches = math.ceil(batches / section.processes)
     return Prediction(
         architecture=architecture,
         shape=shape,
         hardware=hardware,
         fit=find_fit(architecture, shape, hardware),
-        time=predict_seconds(architecture, typical, hardware, micro_batches=batches),
+        time=predict_seconds(architecture, typical, hardware, micro_batches=math.ceil(batches)),
     )
 
 
@@ -133,6 +132,9 @@ def _shape(section: SFTSection, numbers: RowNumbers, hardware: Hardware) -> Trai
     if rows is None:
         assert section.batch_tokens is not None, "the section has one of the two"
         rows = max(1, section.batch_tokens // numbers.longest)
+    if section.switches.split_batches is not False and against_splitting(section) is None:
+        most = PART_TOKENS["cuda" if hardware.is_cuda else "cpu"]
+        rows = min(rows, max(1, most // numbers.longest))
     return TrainingShape(
         method=section.method,
         dtype=dtype,

@@ -107,9 +107,11 @@ class _Relayed(Reporter):
         self.send("say", message)
 
     @contextmanager
-    def task(self, label: str, total: int, unit: str = "") -> Iterator[Task]:
+    def task(
+        self, label: str, total: int, unit: str = "", seconds: float | None = None
+    ) -> Iterator[Task]:
         """Counted work."""
-        self.send("task", label, total, unit)
+        self.send("task", label, total, unit, seconds)
         yield _RelayedTask(self)
         self.send("close")
 

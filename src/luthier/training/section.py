@@ -89,6 +89,9 @@ class PerformanceSection(Section):
     packing: Switch = Field(
         "auto", description="rows after one another instead of padding, isolated by attention"
     )
+    split_batches: Switch = Field(
+        "auto", description="batches of many tokens go through the model in parts"
+    )
     fused_lora: Switch = Field("auto", description="one function for base, A and B of a layer")
 
 

@@ -34,7 +34,7 @@ from luthier.training.meter import (
     resident_memory_bytes,
 )
 from luthier.training.model import base_dtype, check_shapes, make_model, save_trained
-from luthier.training.performance import Decisions, decide
+from luthier.training.performance import PART_TOKENS, Decisions, decide
 from luthier.training.plan import TrainingPlan
 from luthier.training.prediction import Prediction, hardware_here, numbers_of, predict
 from luthier.training.processes import only_once, process_index
@@ -55,6 +55,7 @@ class _Setting:
 
     job: TrainingJob
     reporter: Reporter
+    prediction: Prediction | None
     rows: TrainingRows
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
@@ -85,7 +86,7 @@ def train(
     supervised_trainer_class()  # so that what training takes is not what libraries take
     resident_bytes = resident_memory_bytes()
     prediction = _foretell(job, reporter)
-    setting = _set_up(job, reporter)
+    setting = _set_up(job, reporter, prediction)
     model = setting.model
     before = output_matrices(model)
     isolated = _packing_gates(setting)
@@ -142,7 +143,7 @@ def _memory(prediction: Prediction | None, resident_bytes: int) -> dict[str, Any
     }
 
 
-def _set_up(job: TrainingJob, reporter: Reporter) -> _Setting:
+def _set_up(job: TrainingJob, reporter: Reporter, prediction: Prediction | None) -> _Setting:
     rows = TrainingRows.load(job.dataset)
     _check_validation(job.section, rows)
     model = make_model(job, rows.train)
@@ -152,7 +153,9 @@ def _set_up(job: TrainingJob, reporter: Reporter) -> _Setting:
     batching = make_batching(
         job.section, decisions, rows, model, job.seed, int(tokenizer.pad_token_id)
     )
-    return _Setting(job, reporter, rows, model, tokenizer, decisions, batching, Meter())
+    return _Setting(
+        job, reporter, prediction, rows, model, tokenizer, decisions, batching, Meter()
+    )
 
 
 def _check_validation(section: SFTSection, rows: TrainingRows) -> None:
@@ -180,7 +183,8 @@ def _run(setting: _Setting, reporter: Reporter, asked_to_stop: Callable[[], bool
     schedule = Schedule(
         setting.rows.validation is not None, section.evaluate_every_steps, section.early_stopping
     )
-    with tracking_environment(job), reporter.task("training", 0, "steps") as task:
+    seconds = setting.prediction.time.seconds if setting.prediction else None
+    with tracking_environment(job), reporter.task("training", 0, "steps", seconds) as task:
         callback = stage_callback(asked_to_stop, task, schedule)
         trainer = _trainer(setting, callback, started_from)
         if started_from is not None:
@@ -254,9 +258,10 @@ def _plan(setting: _Setting, *, is_fork: bool) -> TrainingPlan:
     job, section, batching = setting.job, setting.job.section, setting.batching
     ratio = section.lora.loraplus_lr_ratio if section.method != "full" else None
     shrinks = section.on_oom == "shrink" and section.processes == 1
+    splits = setting.decisions.split_batches.on
     return TrainingPlan(
         batches=batching.batches,
-        collate=CountingCollator(batching.collate, keep_rows=section.on_oom == "shrink"),
+        collate=CountingCollator(batching.collate, keep_rows=shrinks or splits),
         loss=batching.loss,
         validation_loss=batching.validation_loss,
         checkpoints=job.checkpoints,
@@ -270,6 +275,7 @@ def _plan(setting: _Setting, *, is_fork: bool) -> TrainingPlan:
         is_fork=is_fork,
         shards=section.sharding == "fsdp2",
         meter=setting.meter,
+        most_tokens=PART_TOKENS[pick_device()] if splits else None,
         say_when_shrunk=setting.reporter.say if shrinks else None,
     )
 

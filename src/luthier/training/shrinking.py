@@ -1,4 +1,5 @@
-"""Out of memory: one clear message, or smaller batches with the same effective batch."""
+"""Less memory for the same effective batch: large batches in parts, smaller parts when memory
+runs out, or one clear message."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,14 +28,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 class ShrinkingStep:
     """Runs the batches of an optimizer step in as many parts as fit.
 
-    `forget` drops the gradients of the step so far. When memory runs out, all batches of the step
-    are run again in twice as many parts: a gradient that was added in part cannot be told from one
-    that was not. Losses are normalised over the step's supervised tokens, so the parts change
-    rounding only.
+    A part has at most `most_tokens` padded tokens, or one row. `forget` drops the gradients of the
+    step so far. When memory runs out `say` is told, without it that is an error, and all batches
+    of the step are run again in twice as many parts: a gradient that was added in part cannot be
+    told from one that was not. Losses are normalised over the step's supervised tokens, so the
+    parts change rounding only.
     """
 
     forget: Callable[[], None]
-    say: Callable[[str], None]
+    say: Callable[[str], None] | None
+    most_tokens: int | None = None
     parts: int = 1
     shrunk: list[int] = field(default_factory=list)
     _batches: list[Sequence[Row]] = field(default_factory=list)
@@ -55,7 +58,7 @@ class ShrinkingStep:
             try:
                 losses = [self._batch(batch, run) for batch in again]
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if self.say is None or not is_out_of_memory(error):
                     raise
                 self._shrink()
                 again = self._batches
@@ -65,11 +68,27 @@ class ShrinkingStep:
             return losses[-1]
 
     def _batch(self, rows: Sequence[Row], run: "Callable[[Sequence[Row]], Tensor]") -> "Tensor":
-        size = max(1, -(-len(rows) // self.parts))
-        total = run(rows[:size])
-        for start in range(size, len(rows), size):
-            total = total + run(rows[start : start + size])
+        first, *others = self._cut(rows)
+        total = run(first)
+        for part in others:
+            total = total + run(part)
         return total
+
+    def _cut(self, rows: Sequence[Row]) -> list[Sequence[Row]]:
+        """The batch itself where it may stay whole; else rows of like length together."""
+        most_rows = -(-len(rows) // self.parts)
+        if most_rows == len(rows) and self._fits(rows):
+            return [rows]
+        parts: list[list[Row]] = [[]]
+        for row in sorted(rows, key=_length):
+            if parts[-1] and not (len(parts[-1]) < most_rows and self._fits([*parts[-1], row])):
+                parts.append([])
+            parts[-1].append(row)
+        return list(parts)
+
+    def _fits(self, rows: Sequence[Row]) -> bool:
+        most = self.most_tokens
+        return most is None or len(rows) * max(map(_length, rows)) <= most
 
     def _shrink(self) -> None:
         import torch
@@ -85,7 +104,12 @@ class ShrinkingStep:
         self.forget()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        assert self.say is not None, "else the error was raised"
         self.say(
             f"  Out of memory: batches go through in {self.parts} parts from now on, with the "
             "same effective batch."
         )
+
+
+def _length(row: Row) -> int:
+    return len(row["input_ids"])

@@ -30,18 +30,19 @@ class Stepping(_Trainer):  # type: ignore[misc]
     control: Any
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
-        """Forward and backward of one batch; in parts when memory ran out."""
-        say = self._plan.say_when_shrunk
-        if say is None:
-            return super().training_step(model, inputs, num_items_in_batch)
+        """Forward and backward of one batch; in parts when it is large, or memory ran out."""
+        plan, step = self._plan, super().training_step
+        if plan.say_when_shrunk is None and plan.most_tokens is None:
+            return step(model, inputs, num_items_in_batch)
         if self.shrinking is None:
-            self.shrinking = ShrinkingStep(model.zero_grad, say)
-        step = super().training_step
-        return self.shrinking(
-            inputs["rows"],
-            lambda rows: step(model, self.data_collator(rows), num_items_in_batch),
-            ends_step=self.accelerator.sync_gradients,
-        )
+            self.shrinking = ShrinkingStep(model.zero_grad, plan.say_when_shrunk, plan.most_tokens)
+        whole = inputs["rows"]
+
+        def run(rows: Any) -> Any:
+            batch = inputs if rows is whole else self.data_collator(rows)
+            return step(model, batch, num_items_in_batch)
+
+        return self.shrinking(whole, run, ends_step=self.accelerator.sync_gradients)
 
     def get_train_dataloader(self) -> Any:
         """Batches by the plan, dealt to the processes."""

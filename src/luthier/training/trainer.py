@@ -4,8 +4,7 @@ import shutil
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from luthier.models.libraries import quiet_libraries
-from luthier.models.lora import keep_trainable_float32
+from luthier.models.libraries import quick_imports, quiet_libraries
 from luthier.training.plan import TrainingPlan
 from luthier.training.resuming import Resuming
 from luthier.training.sharded_trainer import sharded_trainer_class
@@ -19,8 +18,9 @@ if TYPE_CHECKING:
 @cache
 def supervised_trainer_class() -> Any:
     """The trainer class; torch, transformers and trl are imported when it is first needed."""
-    quiet_libraries()
-    from trl import SFTTrainer
+    with quick_imports():
+        quiet_libraries()
+        from trl import SFTTrainer
 
     class SupervisedTrainer(Stepping, Resuming, SFTTrainer):  # type: ignore[misc]
         """SFTTrainer with our steps and our checkpoints."""
@@ -28,9 +28,15 @@ def supervised_trainer_class() -> Any:
         def __init__(self, *, plan: TrainingPlan, **options: Any) -> None:
             self._plan = plan
             self.shrinking = None
+            trained = [
+                (one, one.data) for one in options["model"].parameters() if one.requires_grad
+            ]
             super().__init__(**options)
-            # TRL casts QLoRA adapters to bfloat16, where small updates round away (FAILURES F14).
-            keep_trainable_float32(self.model)
+            # TRL casts QLoRA adapters to bfloat16, where small updates round away (FAILURES F14):
+            # back to what they were, for those of `start_from` would stay rounded.
+            for parameter, values in trained:
+                if parameter.dtype != values.dtype:
+                    parameter.data = values.to(parameter.device)
 
     return SupervisedTrainer
 

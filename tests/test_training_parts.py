@@ -1,0 +1,62 @@
+"""Large batches go through the model in parts: which rows together, and what that foretells."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from estimate_cases import real_config
+from luthier.estimate.hardware import GPUS, Hardware, cpu
+from luthier.training.performance import PART_TOKENS
+from luthier.training.prediction import Prediction, RowNumbers, predict
+from luthier.training.section import SFTSection
+from luthier.training.shrinking import ShrinkingStep
+
+
+def test_parts_have_as_many_tokens_as_they_may() -> None:
+    """Rows of like length together; one that is longer than a part is a part of its own."""
+    ran: list[list[int]] = []
+
+    def run(rows: Sequence[dict[str, Any]]) -> torch.Tensor:
+        ran.append([len(row["input_ids"]) for row in rows])
+        return torch.tensor(float(len(rows)))
+
+    step = ShrinkingStep(forget=lambda: None, say=None, most_tokens=100)
+    rows = [{"input_ids": [0] * length} for length in (50, 20, 120, 30, 30, 50, 10)]
+    assert float(step(rows, run, ends_step=True)) == len(rows)
+    assert ran == [[10, 20, 30], [30, 50], [50], [120]]
+    whole = rows[:2]
+    step(whole, lambda one: ran.append(one is whole) or torch.tensor(0.0), ends_step=True)
+    assert ran[-1] is True
+
+
+def test_without_a_listener_no_memory_is_an_error() -> None:
+    def run(_rows: Sequence[dict[str, Any]]) -> torch.Tensor:
+        raise MemoryError
+
+    step = ShrinkingStep(forget=lambda: None, say=None)
+    with pytest.raises(MemoryError):
+        step([{"input_ids": [0]}] * 2, run, ends_step=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "rows"),
+    [
+        ({}, PART_TOKENS["cpu"] // 665),
+        ({"performance": {"split_batches": False}}, 16),
+        ({"processes": 2}, 16),
+    ],
+)
+def test_memory_is_foretold_for_a_part_and_time_for_all(fields: dict[str, Any], rows: int) -> None:
+    numbers, machine = RowNumbers(1600, 665, 120.0, 400, 60.0, 0), cpu(2**34, 2, maps_tensors=True)
+    config = real_config("SmolLM2-135M-Instruct")
+
+    def foretold(hardware: Hardware, **more: Any) -> Prediction:
+        values = {"per_device_batch_size": 16, "epochs": 1} | fields | more
+        return predict(config, SFTSection.model_validate(values), numbers, hardware)
+
+    assert foretold(machine).shape.rows == rows
+    assert foretold(GPUS["rtx-4090"]).shape.rows == 16
+    whole = foretold(machine, performance={"split_batches": False})
+    assert foretold(machine).time == whole.time
