@@ -359,12 +359,21 @@ def measure(kind: str, folder: Path, arguments: argparse.Namespace) -> dict[str,
         for way in arguments.only[turn:] + arguments.only[:turn]:
             runs[way].append(run_way(way, seed, arguments.steps[kind], folder, arguments.threads))
     return {
-        "command": ["python", "benchmarks/trainers.py", *sys.argv[1:]],
+        "command": _command(),
         "steps": arguments.steps[kind],
         "rows": arguments.rows[kind],
         "runs": runs,
         "summary": compared(runs),
     }
+
+
+def _command() -> list[str]:
+    """This call, without where this machine keeps its scratch."""
+    words = sys.argv[1:]
+    if "--scratch" in words:
+        at = words.index("--scratch")
+        words = words[:at] + words[at + 2 :]
+    return ["python", "benchmarks/trainers.py", *words]
 
 
 def parse() -> argparse.Namespace:
