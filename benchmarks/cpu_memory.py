@@ -9,11 +9,11 @@ memory (VmHWM of /proc/self/status, reset first) less what was resident before l
 imported. Weights count once: safetensors maps the file, and its pages become resident as they are
 read. glibc keeps freed tensors of up to 32 MiB in a heap that it cannot fill again (2.36: aligned
 requests do not fit the holes that aligned blocks leave), so the heap grows to about twice what is
-in use; with `--allocator mapped`, the default, tensors from 1 MiB on are mapped and given back.
+in use; with `--allocator mapped`, the default, tensors from 1 MiB on are mapped and given back, as
+`luthier sft` has it.
 """
 
 import argparse
-import ctypes
 import json
 import platform
 import re
@@ -131,13 +131,14 @@ def resident(name: str) -> int:
 
 def train(case: Case, folder: Path, *, mapped: bool) -> dict[str, int]:
     """Grown by, in bytes; and what was resident with the libraries alone."""
-    if mapped:
-        map_tensors()
     import_libraries()
     from luthier.models.loading import load_model
     from luthier.models.lora import LoraSection, attach
     from luthier.training.kernels import speed_up
+    from luthier.training.meter import map_tensors
 
+    if mapped:
+        map_tensors()
     libraries = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     import torch
@@ -168,11 +169,6 @@ def train(case: Case, folder: Path, *, mapped: bool) -> dict[str, int]:
         "file_after": resident("RssFile"),
         "growth": resident("VmHWM") - libraries,
     }
-
-
-def map_tensors() -> None:
-    """glibc's M_MMAP_THRESHOLD, fixed at 1 MiB (mallopt(3))."""
-    ctypes.CDLL(None).mallopt(-3, MIB)
 
 
 def import_libraries() -> None:

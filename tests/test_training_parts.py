@@ -1,5 +1,7 @@
 """Large batches go through the model in parts: which rows together, and what that foretells."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,3 +62,25 @@ def test_memory_is_foretold_for_a_part_and_time_for_all(fields: dict[str, Any], 
     assert foretold(GPUS["rtx-4090"]).shape.rows == 16
     whole = foretold(machine, performance={"split_batches": False})
     assert foretold(machine).time == whole.time
+
+
+def test_freed_tensors_go_back() -> None:
+    """In a process of its own: glibc's default puts the second round into its heap."""
+    code = """
+import gc, torch
+from luthier.training.meter import map_tensors, resident_memory_bytes
+map_tensors()
+for _ in range(2):
+    freed, kept = [], []
+    for _ in range(40):
+        freed.append(torch.ones(2**19))
+        kept.append(torch.ones(2**18))
+    before = resident_memory_bytes()
+    del freed
+    gave_back = before - resident_memory_bytes()
+assert gave_back > 70 * 2**20, gave_back
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -30,6 +30,7 @@ from luthier.training.log import metrics_of, write_log
 from luthier.training.meter import (
     CountingCollator,
     Meter,
+    map_tensors,
     peak_memory_bytes,
     resident_memory_bytes,
 )
@@ -83,6 +84,7 @@ def train(
     Raises:
         ModelError: the base or the adapter cannot be used as the config says.
     """
+    map_tensors()
     supervised_trainer_class()  # so that what training takes is not what libraries take
     resident_bytes = resident_memory_bytes()
     prediction = _foretell(job, reporter)
