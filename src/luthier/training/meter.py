@@ -77,11 +77,19 @@ def resident_memory_bytes() -> int:
 
 
 @dataclass(frozen=True)
+class KeptRows:
+    """The rows of a batch, closed to accelerate and transformers, which look for tensors in every
+    list of a batch: two calls a token in every step."""
+
+    rows: Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class CountingCollator:
     """A collator whose batches also carry, as plain numbers, the tokens that they hold.
 
     Counted here because on the device it would cost a synchronisation a step. `keep_rows`: the
-    rows themselves go along, for the trainer to make smaller batches of when memory runs out.
+    rows themselves go along as `KeptRows`, for the trainer to make smaller batches of.
     """
 
     collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
@@ -96,4 +104,4 @@ class CountingCollator:
                 label != IGNORE_INDEX for row in rows for label in row["labels"][1:]
             ),
         }
-        return batch | ({"rows": list(rows)} if self.keep_rows else {})
+        return batch | ({"rows": KeptRows(rows)} if self.keep_rows else {})

@@ -36,7 +36,7 @@ class Stepping(_Trainer):  # type: ignore[misc]
             return step(model, inputs, num_items_in_batch)
         if self.shrinking is None:
             self.shrinking = ShrinkingStep(model.zero_grad, plan.say_when_shrunk, plan.most_tokens)
-        whole = inputs["rows"]
+        whole = inputs["rows"].rows
 
         def run(rows: Any) -> Any:
             batch = inputs if rows is whole else self.data_collator(rows)
