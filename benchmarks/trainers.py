@@ -1,8 +1,8 @@
 """Training by `luthier sft`, TRL's SFTTrainer and a plain PEFT loop: the same rows, by turns.
 
     python benchmarks/trainers.py --device "2-core EPYC" [--data sections chat] [--steps 30]
-        [--rows 480] [--repeats 3] [--threads 2] [--only luthier trl trl_no_checkpointing peft]
-        [--scratch FOLDER]
+        [--rows 480] [--repeats 3] [--threads 2] [--scratch FOLDER]
+        [--only luthier trl trl_no_checkpointing peft peft_same_batches]
 
 SmolLM2-135M-Instruct, LoRA r 16 on all linear layers, rate 1e-3 falling straight to 0, AdamW,
 clipping to 1, batches of 16 rows, float32, every core. `sections`: data/package_sections, some 33
@@ -14,6 +14,8 @@ of mixed lengths (generate_rows.py, seed 7), the reply supervised.
   the numbers above (which means gradient checkpointing, and its own tokenising).
 - trl_no_checkpointing: the same without gradient checkpointing.
 - peft: a plain loop over shuffled, padded batches of the tokens that luthier prepared.
+- peft_same_batches: the same over luthier's batches, from luthier's fresh adapter; its loss is to
+  be luthier's, and says how much of the others' difference is the order of the rows.
 
 Each in a process of its own, one after another, as often as --repeats says. Real tokens (no
 padding) a second of wall and of processor time, from the end of the first step to the end of the
@@ -237,8 +239,8 @@ def train_trl(clock: Clock, seed: int, steps: int, *, checkpointing: bool) -> An
     return lambda: trainer.model
 
 
-def train_peft(clock: Clock, seed: int, steps: int) -> Any:
-    """The loop of PEFT's own examples."""
+def train_peft(clock: Clock, seed: int, steps: int, *, same_batches: bool = False) -> Any:
+    """The loop of PEFT's own examples; or that over luthier's batches and from its adapter."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
@@ -248,14 +250,25 @@ def train_peft(clock: Clock, seed: int, steps: int) -> Any:
     torch.manual_seed(seed)
     rows = load_split(artifact("prepare"), "train", ["input_ids", "labels"])
     model = AutoModelForCausalLM.from_pretrained(artifact("base"), dtype="float32")
-    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(model, lora)
+    dealing: dict[str, Any] = {"batch_size": BATCH_ROWS, "shuffle": True}
+    if same_batches:
+        from luthier.models.lora import LoraSection, attach
+        from luthier.training.batches import LengthSortedBatches, row_lengths
+
+        model = attach(model, LoraSection(r=RANK, alpha=ALPHA), seed)
+        lengths = row_lengths(rows)
+        dealing = {
+            "batch_sampler": LengthSortedBatches(lengths, rows=BATCH_ROWS, tokens=None, seed=seed)
+        }
+    else:
+        lora = LoraConfig(
+            r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        model = get_peft_model(model, lora)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, steps)
-    loader = torch.utils.data.DataLoader(
-        rows, batch_size=BATCH_ROWS, shuffle=True, collate_fn=padded
-    )
+    loader = torch.utils.data.DataLoader(rows, collate_fn=padded, **dealing)
     model.train()
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     for batch in itertools.islice(batches, steps):
@@ -303,6 +316,7 @@ TRAIN: dict[str, Callable[..., Any]] = {
     "trl": partial(train_trl, checkpointing=True),
     "trl_no_checkpointing": partial(train_trl, checkpointing=False),
     "peft": train_peft,
+    "peft_same_batches": partial(train_peft, same_batches=True),
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 from filelock import FileLock
 
 from luthier.store.artifact import Workspace
+from tiny_llama import tiny_llama
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -67,24 +68,9 @@ def tiny_base(smol_tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory
     """A two-layer random Llama with SmolLM2's tokenizer: 3.3 M parameters, float32."""
 
     def make(folder: Path) -> None:
-        import torch
-        from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+        from transformers import GenerationConfig
 
-        torch.manual_seed(11)
-        config = LlamaConfig(
-            vocab_size=49152,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=2,
-            tie_word_embeddings=True,
-        )
-        model = LlamaForCausalLM(config)
+        model = tiny_llama(11)
         # Trained models are surer of themselves than random ones: a wider head tells tokens apart.
         model.model.embed_tokens.weight.data.mul_(4.0)
         model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)

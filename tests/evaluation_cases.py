@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig
 
 from luthier.config import Section
 from luthier.data.dataset import load_split
@@ -19,6 +19,7 @@ from luthier.stages.contract import Stage, StageInputs, StageResult
 from luthier.store.artifact import Artifact, Workspace
 from luthier.store.manifest import ArtifactKind, Manifest
 from luthier.training.loss import summed_loss
+from tiny_llama import tiny_llama
 
 SEED = 7
 ANIMALS = ("cat", "dog", "horse", "sheep")
@@ -105,19 +106,7 @@ def run_stage(
 
 def make_teachable_base(folder: Path, tokenizer: Path) -> Path:
     """A random model whose words differ enough for LoRA to tell them apart within seconds."""
-    torch.manual_seed(4)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.1,
-        tie_word_embeddings=False,
-    )
-    model = LlamaForCausalLM(config)
+    model = tiny_llama(4, initializer_range=0.1, tie_word_embeddings=False)
     model.model.embed_tokens.weight.data.normal_(std=1.0)
     model.lm_head.weight.data.normal_(std=0.3)
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)

@@ -24,6 +24,7 @@ from luthier.store.files import sha256_file
 from luthier.training.checkpoints import checkpoint_folder
 from luthier.training.job import TrainingJob
 from luthier.training.section import SFTSection
+from tiny_llama import tiny_llama
 from training_cases import LIGHT, make_job, write_dataset
 
 LORA = {"r": 4, "alpha": 8}
@@ -90,26 +91,11 @@ VICTIMS = ("starter", "rank")
 
 def write_base(folder: Path) -> None:
     """A two-layer random Llama of 4,096 tokens, with a tokenizer that knows a few words."""
-    import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    torch.manual_seed(11)
-    config = LlamaConfig(
-        vocab_size=4096,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_llama(11, vocab_size=4096).save_pretrained(folder)
     words = {"<unk>": 0, "<s>": 1, "</s>": 2}
     PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="<unk>")),

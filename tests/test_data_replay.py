@@ -28,6 +28,7 @@ from luthier.errors import DataError, InterruptedRunError
 from luthier.interrupts import StopFlag
 from luthier.progress import Reporter, Task
 from luthier.store.artifact import Workspace
+from tiny_llama import tiny_llama
 
 PROMPTS = [
     ReplayPrompt(text, "prompts.jsonl", line)
@@ -54,23 +55,18 @@ SECTION = ReplaySection(prompts="prompts.jsonl", max_new_tokens=6)
 def talkative(smol_tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random model that says varied things. A third of its tokens end an answer, and its
     generation_config wants no answer to end early."""
-    import torch
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers import GenerationConfig
 
     folder = tmp_path_factory.mktemp("talkative")
     shutil.copytree(smol_tokenizer_dir, folder, dirs_exist_ok=True)
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=49152,
+    model = tiny_llama(
+        3,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=512,
+        num_key_value_heads=4,
         initializer_range=0.4,
         tie_word_embeddings=False,
     )
-    model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(eos_token_id=list(STOPS), min_new_tokens=5)
     model.save_pretrained(folder)
     return folder

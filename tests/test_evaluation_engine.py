@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from luthier.errors import ModelError
 from luthier.evaluation.engine import Asked, RowResult, answer_chunk
@@ -14,6 +13,7 @@ from luthier.evaluation.labels import LabelTrie
 from luthier.evaluation.packing import SharedPrefix, common_prefix
 from luthier.models.loading import load_model, load_tokenizer
 from luthier.models.lora import LoraSection, attach
+from tiny_llama import tiny_llama
 
 TOLERANCE = 1e-4
 STOP = 2
@@ -82,21 +82,9 @@ def assert_equals_plain(
 
 def random_model() -> Any:
     """Untied and with wide weights, so that what comes next depends on all that came before."""
-    torch.manual_seed(4)
-    config = LlamaConfig(
-        vocab_size=1000,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-        eos_token_id=STOP,
-        pad_token_id=STOP,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny_llama(
+        4, vocab_size=1000, initializer_range=0.2, tie_word_embeddings=False, eos_token_id=STOP
+    ).eval()
 
 
 @pytest.fixture(scope="module")

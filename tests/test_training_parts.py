@@ -64,6 +64,19 @@ def test_memory_is_foretold_for_a_part_and_time_for_all(fields: dict[str, Any], 
     assert foretold(machine).time == whole.time
 
 
+def test_more_processes_shorten_an_epoch_and_no_fixed_number_of_steps() -> None:
+    """An epoch is dealt out to them; with `max_steps` every process does each of the steps."""
+    numbers, config = RowNumbers(1600, 64, 64.0, 8, 8.0, 0), real_config("SmolLM2-135M-Instruct")
+
+    def seconds(**fields: Any) -> float:
+        section = SFTSection.model_validate({"per_device_batch_size": 4} | fields)
+        return predict(config, section, numbers, GPUS["rtx-4090"]).time.seconds
+
+    assert seconds(epochs=1, processes=2) == pytest.approx(seconds(epochs=1) / 2)
+    assert seconds(max_steps=50, processes=2) == seconds(max_steps=50)
+    assert seconds(max_steps=50, gradient_accumulation_steps=2) > 1.5 * seconds(max_steps=50)
+
+
 def test_freed_tensors_go_back() -> None:
     """In a process of its own: glibc's default puts the second round into its heap."""
     code = """
