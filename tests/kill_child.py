@@ -74,7 +74,8 @@ def _kill_one(victim: str) -> None:
     if victim == "starter":
         own.kill()
     ranks = [p for p in own.children(recursive=True) if "luthier.training.rank" in p.cmdline()]
-    random.choice(ranks).kill()
+    if ranks:  # or training was over before
+        random.choice(ranks).kill()
 
 
 def train_here(
