@@ -3,14 +3,17 @@
 import json
 import os
 import pickle
+import re
 import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from luthier.errors import ModelError
+from luthier.training import session
 from luthier.training.shrinking import is_out_of_memory
 from training_cases import make_job, run_job
 
@@ -97,8 +100,22 @@ def test_out_of_memory_shrinks_the_batches_and_keeps_the_losses(
 def test_out_of_memory_is_one_message(losses: Callable[..., Any]) -> None:
     kind, message = losses("run", 300 * MIB)
     assert kind == "ModelError", message
-    assert message.startswith("Out of memory at step 1, with batches of 16.")
+    said = r"Out of memory at step 1, with batches of 16; predicted was [\d.]+ of [\d.]+ GiB\. "
+    assert re.match(said, message), message
     assert "on_oom: shrink" in message
+
+
+def test_out_of_memory_before_the_first_step_is_the_same_message(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(session, "make_model", load)
+    dataset = wide_rows(tmp_path / "rows", 4, tokens=16)
+    said = r"Out of memory before the first step; predicted was [\d.]+ of [\d.]+ GiB\. Set"
+    with pytest.raises(ModelError, match=said):
+        run_job(make_job(tiny_base, dataset, tmp_path / "run"))
 
 
 def test_a_row_that_does_not_fit_is_an_error(losses: Callable[..., Any]) -> None:

@@ -18,7 +18,8 @@ def map_tensors() -> None:
 
     Else glibc (2.36) keeps those of up to 32 MiB in a heap that it cannot fill again, and the
     process grows by up to half more than what is in use, which nobody can foretell
-    (`benchmarks/cpu_memory.py`). It costs some 5 % of the tokens a second.
+    (`benchmarks/cpu_memory.py`). Measured with `benchmarks/trainers.py`, it costs nothing on rows
+    of 33 tokens and 15 to 30 % of the tokens a second on rows of hundreds.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none

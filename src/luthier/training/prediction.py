@@ -15,7 +15,7 @@ from luthier.data.dataset import split_files
 from luthier.data.tokens import IGNORE_INDEX
 from luthier.estimate.architecture import Architecture, read_architecture
 from luthier.estimate.fitting import Fit, find_fit
-from luthier.estimate.hardware import Hardware, by_device_name, cpu, find_hardware
+from luthier.estimate.hardware import GIB, Hardware, by_device_name, cpu, find_hardware
 from luthier.estimate.shape import AdapterShape, TrainingShape
 from luthier.estimate.time import TimePrediction, predict_seconds
 from luthier.training.performance import PART_TOKENS, against_splitting
@@ -48,6 +48,11 @@ class Prediction:
     hardware: Hardware
     fit: Fit
     time: TimePrediction
+
+    @property
+    def peak(self) -> str:
+        """For people: the memory that training takes, of what there is."""
+        return f"{self.fit.prediction.total / GIB:.2f} of {self.fit.memory_bytes / GIB:.1f} GiB"
 
 
 def numbers_of(dataset: Path) -> RowNumbers:

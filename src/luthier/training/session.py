@@ -2,14 +2,12 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.errors import ConfigError, DataError, ModelError
-from luthier.estimate.hardware import GIB
+from luthier.errors import ConfigError, DataError
 from luthier.gates import Gate
 from luthier.models.loading import load_tokenizer, pick_device
 from luthier.models.lora import output_matrices, parameter_groups
@@ -42,12 +40,15 @@ from luthier.training.processes import only_once, process_index
 from luthier.training.resuming import best_step
 from luthier.training.rows import TrainingRows
 from luthier.training.section import SFTSection
-from luthier.training.shrinking import is_out_of_memory
+from luthier.training.shrinking import told_when_out_of_memory
 from luthier.training.tracking import tracker_arguments, tracking_environment
 from luthier.training.trainer import make_trainer, supervised_trainer_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+_LIGHTER = "Set sft.method: qlora, or take a smaller base"
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,11 @@ def train(
     supervised_trainer_class()  # so that what training takes is not what libraries take
     resident_bytes = resident_memory_bytes()
     prediction = _foretell(job, reporter)
-    setting = _set_up(job, reporter, prediction)
+    with told_when_out_of_memory(lambda: "before the first step", prediction, _LIGHTER):
+        setting = _set_up(job, reporter, prediction)
+        isolated = _packing_gates(setting)
     model = setting.model
     before = output_matrices(model)
-    isolated = _packing_gates(setting)
     fused = speed_up(model) if setting.decisions.fused_lora.on else []
     trained = _run(setting, reporter, asked_to_stop)
     slow_down(model)
@@ -121,10 +123,7 @@ def _foretell(job: TrainingJob, reporter: Reporter) -> Prediction | None:
     except ConfigError as error:
         reporter.say(f"  Memory and time are not predicted: {error}")
         return None
-    reporter.say(
-        f"  predicted: at least {found.time.seconds / 60:.1f} minutes, "
-        f"{found.fit.prediction.total / GIB:.2f} of {found.fit.memory_bytes / GIB:.1f} GiB"
-    )
+    reporter.say(f"  predicted: at least {found.time.seconds / 60:.1f} minutes, {found.peak}")
     return found
 
 
@@ -186,6 +185,7 @@ def _run(setting: _Setting, reporter: Reporter, asked_to_stop: Callable[[], bool
         setting.rows.validation is not None, section.evaluate_every_steps, section.early_stopping
     )
     seconds = setting.prediction.time.seconds if setting.prediction else None
+    batch = section.per_device_batch_size or f"{section.batch_tokens} tokens"
     with tracking_environment(job), reporter.task("training", 0, "steps", seconds) as task:
         callback = stage_callback(asked_to_stop, task, schedule)
         trainer = _trainer(setting, callback, started_from)
@@ -193,24 +193,13 @@ def _run(setting: _Setting, reporter: Reporter, asked_to_stop: Callable[[], bool
             reporter.say(f"  resuming after step {resumed_at}")
         started = time.monotonic()
         setting.meter.restart()
-        with _said_when_out_of_memory(section, trainer):
+        with told_when_out_of_memory(
+            lambda: f"at step {trainer.state.global_step + 1}, with batches of {batch}",
+            setting.prediction,
+            "Set sft.on_oom: shrink to go on with smaller batches of the same effective size",
+        ):
             trainer.train_from(started_from)
     return _Trained(trainer, callback.stop_reason, resumed_at, time.monotonic() - started)
-
-
-@contextmanager
-def _said_when_out_of_memory(section: SFTSection, trainer: Any) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        batch = section.per_device_batch_size or f"{section.batch_tokens} tokens"
-        raise ModelError(
-            f"Out of memory at step {trainer.state.global_step + 1}, with batches of {batch}. Set "
-            "sft.on_oom: shrink to go on with smaller batches of the same effective size, or see "
-            "with luthier plan what fits."
-        ) from error
 
 
 def _starting_checkpoint(setting: _Setting) -> Path | None:

@@ -1,7 +1,8 @@
 """Less memory for the same effective batch: large batches in parts, smaller parts when memory
 runs out, or one clear message."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ from luthier.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from luthier.training.prediction import Prediction
 
 Row = dict[str, Any]
 # torch 2.13 `c10/core/impl/alloc_cpu.cpp`: what a CPU allocation that fails says.
@@ -22,6 +25,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and _CPU_MESSAGE in str(error)
     )
+
+
+@contextmanager
+def told_when_out_of_memory(
+    when: Callable[[], str], prediction: "Prediction | None", remedy: str
+) -> Iterator[None]:
+    """Raises ModelError, one message with what was predicted, where memory runs out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        predicted = f"; predicted was {prediction.peak}" if prediction else ""
+        raise ModelError(
+            f"Out of memory {when()}{predicted}. {remedy}, or see with luthier plan what fits."
+        ) from error
 
 
 @dataclass
