@@ -1,6 +1,7 @@
 """What a person sees while work goes on."""
 
 import io
+import re
 import sys
 import time
 
@@ -70,4 +71,21 @@ def test_a_bar_says_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
         task.resize(4)
         task.advance(loss=0.5)
     assert "steps loss 0.5" in written.getvalue()
-    assert " s left" in written.getvalue()
+    assert re.search(r"\d s, 0:\d\d:\d\d left", written.getvalue())
+
+
+def test_a_training_bar_is_one_line_of_80_columns(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    reporter = RichReporter()
+    reporter._console = Console(file=written, force_terminal=True, width=80)
+    with reporter.task("training", 1094, "steps", 700.0) as task:
+        clock[0] += 246
+        task.advance(453, loss=0.56754, lr=0.00094382)
+    screen = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", written.getvalue())
+    lines = [line for line in re.split(r"[\r\n]+", screen) if line.strip()]
+    assert lines
+    assert all("training" in line and len(line.rstrip()) <= 80 for line in lines), lines
+    assert any(line.rstrip().endswith(" left") for line in lines), lines

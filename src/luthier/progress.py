@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Protocol
 
 PLAIN_LINE_EVERY_SECONDS = 10.0
@@ -81,10 +82,10 @@ class Pace:
         return None if each is None else max(0.0, each * left - since_last)
 
     def spell(self) -> str:
-        """Seconds gone, and those left when there are any."""
-        gone = f"{time.monotonic() - self._start:.0f} s"
+        """The time gone, and that left when there is any."""
+        gone = _duration(time.monotonic() - self._start)
         left = self.seconds_left() if self.done < self.total else None
-        return gone if left is None else f"{gone}, {left:.0f} s left"
+        return gone if left is None else f"{gone}, {_duration(left)} left"
 
 
 class PlainReporter(Reporter):
@@ -163,6 +164,7 @@ class RichReporter(Reporter):
             ProgressColumn,
             TextColumn,
         )
+        from rich.table import Column
         from rich.text import Text
 
         pace = Pace(total, seconds)
@@ -177,7 +179,8 @@ class RichReporter(Reporter):
             MofNCompleteColumn(),
             TextColumn(unit),
             TextColumn("{task.fields[facts]}"),
-            PaceColumn(),
+            # On a narrow terminal the bar gets shorter, and nothing wraps.
+            PaceColumn(table_column=Column(no_wrap=True)),
         ]
         with Progress(*columns, console=self._console) as progress:
             task_id = progress.add_task(label, total=total, facts="")
@@ -192,6 +195,10 @@ class RichReporter(Reporter):
                     progress.update(task_id, total=total, completed=done)
 
             yield _RichTask()
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 600 else str(timedelta(seconds=round(seconds)))
 
 
 def _spell(facts: dict[str, object]) -> str:
