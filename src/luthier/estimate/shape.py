@@ -169,8 +169,10 @@ def _adapter_matrices(architecture: Architecture, adapter: AdapterShape) -> list
             found += [(rank, module.inputs), (module.outputs, rank)]
             found += [(module.outputs, 1)] * adapter.use_dora
     if not found:
+        targets = adapter.target_modules
+        named = targets if isinstance(targets, str) else " or ".join(targets)
         raise ConfigError(
-            f"sft.lora.target_modules: the model has no linear module {adapter.target_modules}. "
+            f"sft.lora.target_modules: the model has no linear module {named}. "
             f"It has {', '.join(sorted({m.suffix for m in architecture.layer_modules}))}."
         )
     whole = {"lm_head", "embed_tokens"} & set(adapter.modules_to_save)

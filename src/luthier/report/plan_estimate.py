@@ -110,8 +110,8 @@ def _shape(architecture: Architecture, shape: TrainingShape) -> str:
 
 def _time(time: TimePrediction) -> str:
     rate = spelling.rate(time.tokens_per_second)
-    said = f"about {spelling.duration(time.seconds)} of training at {rate} tokens/s"
-    return said if time.price_usd is None else f"{said}, {time.price_usd:.2f} USD"
+    said = f"at least {spelling.duration(time.seconds)} of training, at most {rate} tokens/s"
+    return said if time.price_usd is None else f"{said}, from {time.price_usd:.2f} USD"
 
 
 def _gib(size_bytes: int) -> str:
