@@ -50,9 +50,8 @@ def measure(case: str, histories: int, seed: int, inputs: tuple[Path, Path]) -> 
         "repeatable": runs.run("again") == runs.expected,
         "histories": [],
     }
-    if CASES[case].get("processes", 1) == 1:
-        stops, result = runs.stopped_at_every_step("stopped")
-        found["stopped_at_every_step"] = {"stops": stops, "equal": result == runs.expected}
+    stops, result = runs.stopped_at_every_step("stopped")
+    found["stopped_at_every_step"] = {"stops": stops, "equal": result == runs.expected}
     for number in range(histories):
         rng = random.Random(f"{seed} {case} {number}")
         name = f"killed-{number}"
@@ -105,7 +104,7 @@ def main() -> int:
                 f"{found['kills']} kills; {resumed} resumed from a checkpoint at the end",
                 flush=True,
             )
-            stopped = found.get("stopped_at_every_step", {"equal": True})
+            stopped = found["stopped_at_every_step"]
             failed |= found["equal"] < arguments.kills
             failed |= not found["repeatable"] or not stopped["equal"]
             whole = machine(arguments.machine) | {"seed": arguments.seed, "measured": kept}
