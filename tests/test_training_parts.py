@@ -64,6 +64,28 @@ def test_memory_is_foretold_for_a_part_and_time_for_all(fields: dict[str, Any], 
     assert foretold(machine).time == whole.time
 
 
+@pytest.mark.parametrize(
+    ("fields", "prefix", "fused"),
+    [
+        ({}, 39, True),
+        ({"performance": {"share_prefix": False, "fused_lora": False}}, 0, False),
+        ({"gradient_checkpointing": True}, 0, True),
+        ({"neftune_noise_alpha": 5}, 0, True),
+        ({"lora": {"dropout": 0.1}}, 0, True),
+        ({"processes": 2}, 0, True),
+        ({"lora": {"use_dora": True}}, 39, False),
+        ({"method": "full"}, 39, False),
+    ],
+)
+def test_what_is_foretold_is_what_will_be_decided(
+    fields: dict[str, Any], prefix: int, fused: bool
+) -> None:
+    numbers, config = RowNumbers(160, 64, 64.0, 8, 8.0, 40), real_config("SmolLM2-135M-Instruct")
+    section = SFTSection.model_validate({"per_device_batch_size": 4} | fields)
+    shape = predict(config, section, numbers, GPUS["rtx-4090"]).shape
+    assert (shape.shared_prefix_tokens, shape.fused_kernels) == (prefix, fused)
+
+
 def test_more_processes_shorten_an_epoch_and_no_fixed_number_of_steps() -> None:
     """An epoch is dealt out to them; with `max_steps` every process does each of the steps."""
     numbers, config = RowNumbers(1600, 64, 64.0, 8, 8.0, 0), real_config("SmolLM2-135M-Instruct")

@@ -50,10 +50,12 @@ def decide(section: SFTSection, model: "PreTrainedModel", device: str) -> Decisi
     """
     asked = section.switches
     return Decisions(
-        share_prefix=_decide(asked, "share_prefix", _against_sharing(section, model)),
+        share_prefix=_decide(
+            asked, "share_prefix", _against_sharing(section) or _against_prefixes_of(model)
+        ),
         supervised_head=_decide(asked, "supervised_head", None),
         length_sorted=_decide(asked, "length_sorted", None),
-        split_batches=_decide(asked, "split_batches", against_splitting(section)),
+        split_batches=_decide(asked, "split_batches", _against_splitting(section)),
         packing=_decide(asked, "packing", *_against_packing(section, model, device)),
         fused_lora=_decide(asked, "fused_lora", _against_fusing(section)),
     )
@@ -74,7 +76,7 @@ def _decide(
     return Decision(False, unwise) if unwise is not None else Decision(True, "exact and faster")
 
 
-def against_splitting(section: SFTSection) -> str | None:
+def _against_splitting(section: SFTSection) -> str | None:
     """Why batches go through the model whole; None where they need not."""
     if section.per_device_batch_size is None:
         return "batch_tokens says how much goes through the model at once"
@@ -83,7 +85,7 @@ def against_splitting(section: SFTSection) -> str | None:
     return None
 
 
-def _against_sharing(section: SFTSection, model: "PreTrainedModel") -> str | None:
+def _against_sharing(section: SFTSection) -> str | None:
     if section.method != "full" and section.lora.dropout > 0:
         return "dropout would be drawn once for all rows of a batch"
     if section.neftune_noise_alpha is not None:
@@ -92,9 +94,13 @@ def _against_sharing(section: SFTSection, model: "PreTrainedModel") -> str | Non
         return "gradient checkpointing drops the keys and values that would be shared"
     if section.processes > 1:
         return "the wrapper of several processes takes one pass through the model a step"
-    if not supports_shared_prefix(model):
-        return "the model has layers that do not attend to all earlier tokens"
     return None
+
+
+def _against_prefixes_of(model: "PreTrainedModel") -> str | None:
+    if supports_shared_prefix(model):
+        return None
+    return "the model has layers that do not attend to all earlier tokens"
 
 
 def _against_packing(
@@ -119,3 +125,15 @@ def _against_fusing(section: SFTSection) -> str | None:
     if section.lora.use_dora:
         return "DoRA's layers have a formula of their own"
     return None
+
+
+_AGAINST = {
+    "share_prefix": _against_sharing,
+    "split_batches": _against_splitting,
+    "fused_lora": _against_fusing,
+}
+
+
+def is_foreseen(section: SFTSection, name: str) -> bool:
+    """Whether a part will be on, as far as the section alone says: one of `_AGAINST`."""
+    return getattr(section.switches, name) is not False and _AGAINST[name](section) is None

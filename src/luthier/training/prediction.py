@@ -18,7 +18,7 @@ from luthier.estimate.fitting import Fit, find_fit
 from luthier.estimate.hardware import GIB, Hardware, by_device_name, cpu, find_hardware
 from luthier.estimate.shape import AdapterShape, TrainingShape
 from luthier.estimate.time import TimePrediction, predict_seconds
-from luthier.training.performance import PART_TOKENS, against_splitting
+from luthier.training.performance import PART_TOKENS, is_foreseen
 from luthier.training.section import SFTSection
 
 # Rows that are compared for a common beginning, which is then a good guess for every batch.
@@ -137,7 +137,7 @@ def _shape(section: SFTSection, numbers: RowNumbers, hardware: Hardware) -> Trai
     if rows is None:
         assert section.batch_tokens is not None, "the section has one of the two"
         rows = max(1, section.batch_tokens // numbers.longest)
-    if section.switches.split_batches is not False and against_splitting(section) is None:
+    if is_foreseen(section, "split_batches"):
         most = PART_TOKENS["cuda" if hardware.is_cuda else "cpu"]
         rows = min(rows, max(1, most // numbers.longest))
     return TrainingShape(
@@ -151,10 +151,12 @@ def _shape(section: SFTSection, numbers: RowNumbers, hardware: Hardware) -> Trai
         rows=rows if not numbers.rows else min(rows, numbers.rows),
         tokens_per_row=numbers.longest,
         supervised_tokens_per_row=numbers.supervised_most,
-        shared_prefix_tokens=_shared(section, numbers),
+        shared_prefix_tokens=(
+            max(0, numbers.shared_prefix - 1) if is_foreseen(section, "share_prefix") else 0
+        ),
         gradient_checkpointing=section.gradient_checkpointing,
         gradient_accumulation_steps=section.gradient_accumulation_steps,
-        fused_kernels=section.method != "full" and section.switches.fused_lora is not False,
+        fused_kernels=is_foreseen(section, "fused_lora"),
     )
 
 
@@ -179,17 +181,6 @@ def _adapter(section: SFTSection) -> AdapterShape | None:
         modules_to_save=tuple(whole),
         layers_to_transform=None if layers is None else tuple(layers),
     )
-
-
-def _shared(section: SFTSection, numbers: RowNumbers) -> int:
-    """Tokens of a shared prefix, where the section lets it be shared."""
-    off = (
-        section.switches.share_prefix is False
-        or section.gradient_checkpointing
-        or section.neftune_noise_alpha is not None
-        or (section.method != "full" and section.lora.dropout > 0)
-    )
-    return 0 if off else max(0, numbers.shared_prefix - 1)
 
 
 def hardware_here() -> Hardware:
