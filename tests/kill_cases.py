@@ -23,7 +23,7 @@ from kill_child import ENDED, KILLED_AT, Moment, train_here
 from luthier.store.files import sha256_file
 from luthier.training.checkpoints import checkpoint_folder
 from luthier.training.job import TrainingJob
-from luthier.training.section import SFTSection
+from luthier.training.sft_section import SFTSection
 from tiny_llama import tiny_llama
 from training_cases import LIGHT, make_job, write_dataset
 

@@ -183,12 +183,12 @@ def test_the_stage_names_the_files_that_it_reads(tmp_path: Path) -> None:
 def test_pairs_and_rows_have_sections_of_their_own() -> None:
     pairs = PrepareSection.model_validate({"task": "preference", "sources": [train("a.jsonl")]})
     rows = PrepareSection.model_validate({"task": "chat", "sources": [train("a.jsonl")]})
-    STAGE.check(rows)
-    preferences.STAGE.check(pairs)
+    STAGE.check(rows, frozenset())
+    preferences.STAGE.check(pairs, frozenset())
     with pytest.raises(ConfigError, match="Put the section under `preferences:`"):
-        STAGE.check(pairs)
+        STAGE.check(pairs, frozenset())
     with pytest.raises(ConfigError, match="Other rows belong under `prepare:`"):
-        preferences.STAGE.check(rows)
+        preferences.STAGE.check(rows, frozenset())
 
 
 LIMITED: dict[str, Any] = {

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from luthier.errors import DataError
 from luthier.progress import Reporter
-from luthier.training.callbacks import Schedule, StageEvents
+from luthier.training.callbacks import Schedule, StageEvents, loss_is_real
 from luthier.training.checkpoints import checkpoint_folder, sealed_steps
 from luthier.training.job import TrainingJob
 from luthier.training.section import EarlyStoppingSection
@@ -277,7 +277,7 @@ def test_what_needs_validation_rows_is_refused_without(
 def test_a_loss_that_is_not_a_number_is_no_improvement() -> None:
     schedule = Schedule(True, early_stopping=EarlyStoppingSection(patience=3))
     with Reporter().task("training", 4) as task:
-        events = StageEvents(lambda: False, task, schedule)
+        events = StageEvents(lambda: False, task, schedule, loss_is_real)
     counts = []
     for step, loss in enumerate([float("nan"), 2.0, float("inf"), 1.0], start=1):
         events.on_evaluate(None, SimpleNamespace(global_step=step), None, {"eval_loss": loss})

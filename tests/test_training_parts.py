@@ -12,7 +12,7 @@ from estimate_cases import real_config
 from luthier.estimate.hardware import GPUS, Hardware, cpu
 from luthier.training.performance import PART_TOKENS
 from luthier.training.prediction import Prediction, RowNumbers, predict
-from luthier.training.section import SFTSection
+from luthier.training.sft_section import SFTSection
 from luthier.training.shrinking import ShrinkingStep
 
 

@@ -262,7 +262,7 @@ SHARDED = {"per_device_batch_size": 1, "processes": 2, "sharding": "fsdp2"}
 )
 def test_what_several_processes_cannot_do_is_refused(fields: dict[str, Any], what: str) -> None:
     with pytest.raises(ConfigError, match=what):
-        STAGE.check(STAGE.section.model_validate(fields))
+        STAGE.check(STAGE.section.model_validate(fields), frozenset())
 
 
 def test_what_several_processes_can_do_is_not_refused() -> None:
@@ -273,4 +273,4 @@ def test_what_several_processes_can_do_is_not_refused() -> None:
         SHARDED | {"method": "full"},
         SHARDED | {"sharding": "none", "optimizer": "adamw_8bit"},
     ):
-        STAGE.check(STAGE.section.model_validate(fields))
+        STAGE.check(STAGE.section.model_validate(fields), frozenset())

@@ -9,7 +9,8 @@ import pytest
 
 from luthier.config import json_schema, load_config
 from luthier.errors import ConfigError
-from luthier.training.section import EarlyStoppingSection, PerformanceSection, SFTSection
+from luthier.training.section import EarlyStoppingSection, PerformanceSection
+from luthier.training.sft_section import SFTSection
 
 SECTIONS = {"sft": SFTSection}
 ROWS = {"per_device_batch_size": 8}

@@ -12,7 +12,7 @@ from luthier.errors import ModelError
 from luthier.gates import Gate
 from luthier.models.loading import load_model
 from luthier.models.lora import LoraSection, attach, moved_share, output_matrices
-from luthier.training import batching
+from luthier.training import supervised
 from luthier.training.callbacks import loss_is_real
 from luthier.training.job import Outcome
 from luthier.training.loss import summed_loss
@@ -84,7 +84,7 @@ def poisoned_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         done.append(len(done) + 1)
         return summed_loss(*arguments, **options) * (float("nan") if len(done) > 2 else 1.0)
 
-    monkeypatch.setattr(batching, "summed_loss", poisoned)
+    monkeypatch.setattr(supervised, "summed_loss", poisoned)
     return done
 
 

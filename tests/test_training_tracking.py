@@ -12,9 +12,9 @@ import pytest
 
 from luthier.errors import ConfigError
 from luthier.training import tracking
-from luthier.training.section import TrackingSection
+from luthier.training.sft_section import SFTSection
 from luthier.training.tracking import check_trackers, tracker_arguments, tracking_environment
-from training_cases import make_job, write_dataset
+from training_cases import LIGHT, make_job, write_dataset
 
 TRACKERS = ["tensorboard", "mlflow", "wandb", "trackio"]
 TESTS = Path(__file__).parent
@@ -94,11 +94,15 @@ def test_trackers_are_off_by_default_and_the_environment_is_put_back(
         assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
+def _section(tracking: dict[str, Any] | None) -> SFTSection:
+    return SFTSection.model_validate(LIGHT | {"tracking": tracking})
+
+
 def test_a_tracker_that_is_not_installed_is_said_before_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    check_trackers(None)
-    check_trackers(TrackingSection(to=["tensorboard"]))
+    check_trackers(_section(None))
+    check_trackers(_section({"to": ["tensorboard"]}))
     monkeypatch.setitem(tracking._MODULES, "mlflow", "no_such_module")
     with pytest.raises(ConfigError, match=r"mlflow is not installed.*pip install mlflow-skinny"):
-        check_trackers(TrackingSection(to=["mlflow"]))
+        check_trackers(_section({"to": ["mlflow"]}))

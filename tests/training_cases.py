@@ -10,7 +10,7 @@ import pyarrow.parquet as parquet
 
 from luthier.progress import Reporter
 from luthier.training.job import Outcome, TrainingJob
-from luthier.training.section import SFTSection
+from luthier.training.sft_section import SFTSection
 
 PREFIX = list(range(100, 120))
 LIGHT: dict[str, Any] = {

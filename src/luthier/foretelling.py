@@ -17,7 +17,7 @@ from luthier.training.prediction import (
     predict,
     unknown_numbers,
 )
-from luthier.training.section import SFTSection
+from luthier.training.sft_section import SFTSection
 
 DEFAULT_LENGTH_TOKENS = 2048
 

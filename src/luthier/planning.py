@@ -24,7 +24,7 @@ from luthier.store import (
 )
 from luthier.store.keys import identity_of
 from luthier.training.checkpoints import sealed_steps
-from luthier.training.section import SFTSection
+from luthier.training.sft_section import SFTSection
 
 StepState = Literal["reuse", "resume", "run", "wait"]
 
@@ -98,10 +98,12 @@ class Planner:
                 "does not run."
             )
         for stage in chosen:
-            stage.check(self.config.sections[stage.name])
+            stage.check(self.config.sections[stage.name], self._filled(stage))
             stage.files(self.config.sections[stage.name])
         if "export" in [stage.name for stage in chosen]:
             self._refuse_unexportable()
+        if "dpo" in [stage.name for stage in chosen]:
+            self._refuse_full()
         return chosen
 
     def plan(self, until: str | None = None) -> list[PlannedStep]:
@@ -210,6 +212,15 @@ class Planner:
             if problems:
                 raise ConfigError("\n".join(f"{self.config.path}: {one}." for one in problems))
 
+    def _refuse_full(self) -> None:
+        """Said before anything is trained: there is no adapter that dpo could go on with."""
+        sft = self.config.sections.get("sft")
+        if isinstance(sft, SFTSection) and sft.method == "full":
+            raise ConfigError(
+                f"{self.config.path}: dpo goes on with an adapter, and sft.method: full makes a "
+                "whole model. Set sft.method: lora or qlora."
+            )
+
     def _refuse_missing_makers(self, stage: Stage[Any]) -> None:
         for slot in stage.slots:
             named, maker = self._named(stage, slot), self._maker(slot)
@@ -219,8 +230,18 @@ class Planner:
                     f"{' or '.join(reversed(slot.stages))}, which is not there."
                 )
 
+    def _filled(self, stage: Stage[Any]) -> frozenset[str]:
+        """The slots of a stage that a stage of this config or the command line fills."""
+        return frozenset(
+            slot.name
+            for slot in stage.slots
+            if self._maker(slot) is not None or self._named(stage, slot) is not None
+        )
+
     def _maker(self, slot: Slot) -> str | None:
         """The stage of this config that fills a slot."""
+        if slot.only_with is not None and slot.only_with not in self.config.sections:
+            return None
         return next((name for name in slot.stages if name in self.config.sections), None)
 
     def _named(self, stage: Stage[Any], slot: Slot) -> Artifact | None:

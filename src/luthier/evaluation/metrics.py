@@ -1,5 +1,6 @@
 """Metrics: one decorated function each, from the answers of one system to a JSON value."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -173,6 +174,41 @@ def confusion(answered: Answered) -> dict[str, Any]:
         "columns": [*answered.labels, OTHER],
         "counts": answered.confusion.tolist(),
     }
+
+
+@metric("extraction")
+def key_accuracy(answered: Answered) -> dict[str, dict[str, Any]]:
+    """Of each key of the expected objects: the share of rows whose answer has its value there, and
+    its 95 % interval (Wilson). Empty where an expected reply is no JSON object."""
+    return {
+        key: {
+            "share": sum(hits) / len(hits),
+            "interval": list(wilson_interval(sum(hits), len(hits))),
+            "rows": len(hits),
+        }
+        for key, hits in key_hits(answered.answers).items()
+    }
+
+
+def key_hits(answers: Sequence[Answer]) -> dict[str, list[bool]]:
+    """Of each key of the expected objects: whether each answer has the expected value there, in
+    the order of those rows that expect it."""
+    hits: dict[str, list[bool]] = {}
+    for answer in answers:
+        expected, found = _object(answer.expected), _object(answer.answer)
+        if expected is None:
+            return {}
+        for key, value in expected.items():
+            hits.setdefault(key, []).append(found is not None and found.get(key) == value)
+    return hits
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 @metric(*_FREE)

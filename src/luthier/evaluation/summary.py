@@ -1,7 +1,7 @@
 """evaluation.json: the metrics of every system, and what one can conclude from them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,11 +38,15 @@ class TargetVerdict:
 
 
 def summarize(
-    info: DatasetInfo, answers: Mapping[str, Sequence[Answer]], seed: int
+    info: DatasetInfo,
+    answers: Mapping[str, Sequence[Answer]],
+    seed: int,
+    only_to_compare: Collection[str] = (),
 ) -> dict[str, Any]:
     """The part of evaluation.json that every evaluation has.
 
-    `best_system` has the highest primary metric; of equal ones the first.
+    `best_system` has the highest primary metric; of equal ones the first. It is none of those
+    that are `only_to_compare`.
     """
     primary = PRIMARY[info.task]
     systems = {
@@ -58,7 +62,10 @@ def summarize(
         "split": "test",
         "rows": len(next(iter(answers.values()))),
         "primary_metric": primary,
-        "best_system": max(systems, key=lambda name: systems[name]["metrics"][primary]),
+        "best_system": max(
+            (name for name in systems if name not in only_to_compare),
+            key=lambda name: systems[name]["metrics"][primary],
+        ),
         "systems": systems,
     }
 

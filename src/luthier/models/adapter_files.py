@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.errors import ModelError
+from luthier.models.adapter_section import LoraSection
 from luthier.models.adapter_start import ADAPTER_NAME, lora_layers, remembered_start
 from luthier.store.files import temporary_path, write_atomically
 
@@ -42,6 +44,31 @@ def save_adapter(model: "PreTrainedModel", folder: Path, base_name: str) -> None
     save_file(dict(sorted(tensors.items())), temporary, metadata={"format": "pt"})
     temporary.replace(weights)
     write_atomically(folder / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def read_lora_section(folder: Path) -> LoraSection:
+    """The shape of a saved adapter.
+
+    Raises:
+        ModelError: it is no LoRA of ours.
+    """
+    path = folder / ADAPTER_CONFIG
+    try:
+        found = json.loads(path.read_bytes())
+        return LoraSection(
+            r=found["r"],
+            alpha=found["lora_alpha"],
+            dropout=found["lora_dropout"],
+            target_modules=found["target_modules"],
+            rank_pattern=found["rank_pattern"],
+            alpha_pattern=found["alpha_pattern"],
+            use_rslora=found["use_rslora"],
+            use_dora=found["use_dora"],
+            modules_to_save=found["modules_to_save"] or [],
+            trainable_token_indices=found.get("trainable_token_indices"),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: not an adapter that Luthier can go on with: {error}") from error
 
 
 def _config(model: "PreTrainedModel", base_name: str) -> dict[str, Any]:

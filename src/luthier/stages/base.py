@@ -90,7 +90,7 @@ def _files(section: BaseSection) -> Sequence[Path]:
     return source_files(find_source(section.model, section.revision))
 
 
-def _check(section: BaseSection) -> None:
+def _check(section: BaseSection, _filled: frozenset[str]) -> None:
     if find_source(section.model, section.revision).kind == "gguf":
         require_llama_cpp()
 

@@ -17,6 +17,7 @@ SectionT = TypeVar("SectionT", bound=Section)
 class Slot:
     """One input of a stage: an artifact of `kind` by the first of `stages` in the config.
 
+    With `only_with`, the slot is there only where the config has that stage too.
     With `field`, what that field of the stage's section names is taken from the store instead;
     the field is `result_free`, since the artifact it names is in the key by its content.
     """
@@ -26,6 +27,7 @@ class Slot:
     stages: tuple[str, ...] = ()
     optional: bool = False
     field: str | None = None
+    only_with: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def _no_files(_section: Any) -> Sequence[Path]:
     return ()
 
 
-def _no_check(_section: Any) -> None:
+def _no_check(_section: Any, _filled: frozenset[str]) -> None:
     pass
 
 
@@ -87,10 +89,10 @@ class Stage(Generic[SectionT]):
     distributions whose version is part of the key; so are the seed and the run's name for a stage
     that uses them. `files` lists what the section reads from outside the store; their content is
     part of the key. `check` raises for what would make the stage fail hours later, such as a
-    missing program. `order` is the place in the pipeline. `checkpoints` names the folder, in the
-    workspace's scratch folder, where a stage that trains seals its checkpoints
-    (`luthier.training.checkpoints`); with it, a run that differs from an interrupted one is
-    refused, and can be forked from it.
+    missing program; it gets the names of the slots that are filled. `order` is the place in the
+    pipeline. `checkpoints` names the folder, in the workspace's scratch folder, where a stage that
+    trains seals its checkpoints (`luthier.training.checkpoints`); with it, a run that differs from
+    an interrupted one is refused, and can be forked from it.
     """
 
     name: str
@@ -105,5 +107,5 @@ class Stage(Generic[SectionT]):
     uses_name: bool = False
     packages: tuple[str, ...] = ()
     files: Callable[[SectionT], Sequence[Path]] = _no_files
-    check: Callable[[SectionT], None] = _no_check
+    check: Callable[[SectionT, frozenset[str]], None] = _no_check
     checkpoints: str | None = None

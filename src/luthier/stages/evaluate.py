@@ -1,13 +1,26 @@
 """Stage `evaluate`: the tuned model on the test rows, against the best prompted baseline."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from luthier.config import Field, Section
 from luthier.data.dataset import read_info
 from luthier.errors import DataError
 from luthier.evaluation.answers import Answer, Scoring, read_answers, write_answers
 from luthier.evaluation.asking import Plan, ask, longest_reply, usable_scoring
+from luthier.evaluation.before_after import ask_pairs, compare_task, describe_task, kept_gate
+from luthier.evaluation.engine import Asked
+from luthier.evaluation.held_out_pairs import (
+    HeldOutPair,
+    behaviour,
+    describe_pairs,
+    load_pairs,
+    pair_gates,
+    summarise_pairs,
+)
+from luthier.evaluation.journal import Collected
 from luthier.evaluation.prompts import label_tokens, trained_prompts
 from luthier.evaluation.rows import load_rows
 from luthier.evaluation.statistics import PairedTest, compare
@@ -22,9 +35,9 @@ from luthier.evaluation.systems import LocalSystem
 from luthier.gates import Gate, check
 from luthier.models.loading import load_model, load_tokenizer
 from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
-from luthier.store.artifact import Workspace
+from luthier.store.artifact import Artifact, Workspace
 
-_SYSTEM = "tuned"
+_SYSTEM, _BEFORE = "tuned", "sft"
 _MARGIN_TOKENS = 4  # room for an answer that is longer than any it was taught
 
 
@@ -46,10 +59,30 @@ class EvaluateSection(Section):
     limit_rows: int | None = Field(
         None, ge=1, description="evaluate a sample of this many rows; as baseline.limit_rows"
     )
+    max_task_drop: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="by how much dpo may lower the share of test rows answered as expected",
+    )
+    max_over_refusal: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="share of the held-out pairs' requests to be answered that dpo may have "
+        "refused",
+    )
+    max_length_growth: float = Field(
+        1.25,
+        gt=0,
+        description="how many times as long as before dpo, or as the chosen replies, the answers "
+        "to the held-out pairs' prompts may be",
+    )
 
 
 def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> StageResult:
-    """Answer every test row with the prompt of training; compare with the best baseline."""
+    """Answer every test row with the prompt of training; compare with the best baseline, and after
+    dpo with the adapter before it."""
     dataset = inputs["dataset"].path
     info = read_info(dataset)
     rows = load_rows(dataset, "test", section.limit_rows, inputs.seed)
@@ -60,10 +93,19 @@ def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> 
         max_new_tokens=section.max_new_tokens or longest_reply(rows) + _MARGIN_TOKENS,
         reading="exact",
     )
-    system = _tuned(plan, inputs)
-    answers, collected = ask(system, trained_prompts(info.task, rows), plan, workspace)
-    write_answers(workspace.path, [answer for found in answers.values() for answer in found])
-    summary = summarize(info, answers, inputs.seed)
+    preferences = inputs.get("preferences")
+    has_before = inputs.get("before") is not None
+    pairs = load_pairs(preferences.path) if preferences and has_before else []
+    asked = {
+        name: _ask(name, inputs[slot], plan, pairs, inputs, workspace)
+        for name, slot in ((_BEFORE, "before"), (_SYSTEM, "adapter"))
+        if inputs.get(slot) is not None
+    }
+    answers = {name: one for found in asked.values() for name, one in found.answers.items()}
+    kept = [answer for found in asked.values() for answer in found.all_answers()]
+    write_answers(workspace.path, kept)
+    before = asked[_BEFORE].answers if _BEFORE in asked else {}
+    summary = summarize(info, answers, inputs.seed, only_to_compare=before)
     summary["reading"] = plan.reading
     compared = f"{_SYSTEM}/{plan.scoring[0]}"
     paired, gates = None, list[Gate]()
@@ -73,8 +115,13 @@ def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> 
         paired = _compare(answers[compared], old, section.alpha, inputs.seed)
         summary["compared"] = {"new": compared, "old": old_name}
         gates = [_beats_baseline(paired, compared, old_name)]
+    lines: list[str] = []
+    if before:
+        more, lines, after_dpo = _before_and_after(section, plan, asked, pairs, inputs.seed)
+        summary |= more
+        gates += after_dpo
     write_summary(workspace.path, summary, paired_test=paired)
-    for line in describe(summary):
+    for line in [*describe(summary), *lines]:
         workspace.reporter.say(line)
     return StageResult(
         metrics=headline(summary),
@@ -82,16 +129,36 @@ def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> 
         facts={
             "rows": len(rows),
             "max_new_tokens": plan.max_new_tokens,
-            "rows_per_second": {_SYSTEM: collected.rows_per_second},
+            "rows_per_second": {name: one.spent.rows_per_second for name, one in asked.items()},
         },
-        timings_seconds={_SYSTEM: collected.seconds},
+        timings_seconds={name: one.spent.seconds for name, one in asked.items()},
     )
 
 
-def _tuned(plan: Plan, inputs: StageInputs) -> LocalSystem:
-    """The base with the adapter, in the numerics that the adapter was trained in."""
-    base, adapter = inputs["base"].path, inputs["adapter"]
-    training = adapter.manifest.facts["training"]
+@dataclass(frozen=True)
+class _Answered:
+    """What one adapter answered: the test rows, by system, and the held-out pairs' prompts."""
+
+    answers: dict[str, list[Answer]]
+    spent: Collected
+    pair_answers: list[Answer]
+    pair_tokens: list[int]
+
+    def all_answers(self) -> list[Answer]:
+        """One after another."""
+        return [one for found in self.answers.values() for one in found] + self.pair_answers
+
+
+def _ask(
+    name: str,
+    adapter: Artifact,
+    plan: Plan,
+    pairs: list[HeldOutPair],
+    inputs: StageInputs,
+    workspace: Workspace,
+) -> _Answered:
+    """One adapter on its base, in the numerics that it was trained in."""
+    base, training = inputs["base"].path, adapter.manifest.facts["training"]
     tokenizer = load_tokenizer(base)
     model = load_model(
         base,
@@ -100,7 +167,47 @@ def _tuned(plan: Plan, inputs: StageInputs) -> LocalSystem:
         quantization=training["quantization"],
     )
     labels = label_tokens(tokenizer, plan.info, plan.rows[0])
-    return LocalSystem(_SYSTEM, model, tokenizer, plan.asked(labels))
+    system = LocalSystem(name, model, tokenizer, plan.asked(labels))
+    answers, spent = ask(system, trained_prompts(plan.info.task, plan.rows), plan, workspace)
+    if not pairs:
+        return _Answered(answers, spent, [], [])
+    replies = max(max(len(pair.row.reference), pair.rejected_tokens) for pair in pairs)
+    free = Asked(tuple(plan.info.stop_token_ids), max(replies, plan.max_new_tokens))
+    said, tokens = ask_pairs(name, model, tokenizer, pairs, free, workspace)
+    return _Answered(answers, spent, said, tokens)
+
+
+def _before_and_after(
+    section: EvaluateSection,
+    plan: Plan,
+    asked: dict[str, _Answered],
+    pairs: list[HeldOutPair],
+    seed: int,
+) -> tuple[dict[str, Any], list[str], list[Gate]]:
+    """What evaluation.json, the terminal and the gates get of dpo's effect."""
+    way = plan.scoring[0]
+    before, after = (asked[name].answers[f"{name}/{way}"] for name in (_BEFORE, _SYSTEM))
+    kept = compare_task(before, after, alpha=section.alpha, seed=seed)
+    found = {
+        name: behaviour(
+            pairs, one.pair_answers, one.answers.get(f"{name}/generation", []), one.pair_tokens
+        )
+        for name, one in asked.items()
+    }
+    answers = {name: one.pair_answers for name, one in asked.items()}
+    summary = summarise_pairs(pairs, found, answers, seed)
+    return (
+        {"kept": kept, "pairs": summary},
+        [*describe_task(kept), *describe_pairs(summary)],
+        [
+            kept_gate(kept, section.max_task_drop),
+            *pair_gates(
+                summary,
+                max_over_refusal=section.max_over_refusal,
+                max_length_growth=section.max_length_growth,
+            ),
+        ],
+    )
 
 
 def _best_baseline(folder: Path) -> tuple[str, list[Answer]]:
@@ -149,6 +256,8 @@ STAGE = Stage(
         Slot("base", "base", ("base",)),
         Slot("dataset", "dataset", ("prepare",)),
         Slot("adapter", "adapter", ("dpo", "sft")),
+        Slot("before", "adapter", ("sft",), optional=True, only_with="dpo"),
+        Slot("preferences", "preferences", ("preferences",), optional=True, only_with="dpo"),
         Slot("baseline", "evaluation", ("baseline",), optional=True),
     ),
     uses_seed=True,

@@ -253,7 +253,7 @@ def _facts(export: _Export, exported: list[Exported]) -> Mapping[str, Any]:
     }
 
 
-def _check(section: ExportSection) -> None:
+def _check(section: ExportSection, _filled: frozenset[str]) -> None:
     """Before any training: the programs that only the end needs."""
     if "ollama" in section.targets:
         converter_folder()

@@ -6,7 +6,7 @@ from luthier.stages import prepare
 from luthier.stages.contract import Slot, Stage
 
 
-def _refuse_others(section: PrepareSection) -> None:
+def _refuse_others(section: PrepareSection, _filled: frozenset[str]) -> None:
     if section.task != "preference":
         raise ConfigError(
             f"preferences.task is {section.task}: this section is for pairs, task: preference. "

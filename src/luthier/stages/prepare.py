@@ -237,7 +237,7 @@ def files(section: PrepareSection) -> Sequence[Path]:
     return [*found, *([schema] if schema is not None else [])]
 
 
-def _refuse_preferences(section: PrepareSection) -> None:
+def _refuse_preferences(section: PrepareSection, _filled: frozenset[str]) -> None:
     if section.task == "preference":
         raise ConfigError(
             "prepare.task is preference: sft cannot learn from pairs. Put the section under "

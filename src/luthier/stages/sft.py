@@ -5,8 +5,8 @@ from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
 from luthier.store.artifact import Workspace
 from luthier.training.job import TrainingJob
 from luthier.training.launch import train_in_processes
-from luthier.training.section import SFTSection
 from luthier.training.session import train
+from luthier.training.sft_section import SFTSection
 from luthier.training.sharding import check_sharding
 from luthier.training.tracking import check_trackers
 
@@ -33,8 +33,8 @@ def run(section: SFTSection, inputs: StageInputs, workspace: Workspace) -> Stage
     return StageResult(outcome.metrics, outcome.gates, outcome.facts, outcome.timings_seconds)
 
 
-def _check(section: SFTSection) -> None:
-    check_trackers(section.tracking)
+def _check(section: SFTSection, _filled: frozenset[str]) -> None:
+    check_trackers(section)
     check_sharding(section)
     if section.processes > 1 and section.on_oom == "shrink":
         raise ConfigError(

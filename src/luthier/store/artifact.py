@@ -8,6 +8,7 @@ from luthier.progress import Reporter
 from luthier.store.manifest import ArtifactKind, Manifest
 
 SCRATCH_NAME = "_scratch"
+SHARED_NAME = ".shared"  # stages' names do not begin with a dot
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Workspace:
         folder = self.path / SCRATCH_NAME
         folder.mkdir(exist_ok=True)
         return folder
+
+    @property
+    def shared(self) -> Path:
+        """What runs of other keys can use too; outlives this workspace, and is in no artifact."""
+        return self.path.parent.parent / SHARED_NAME
 
     def raise_if_stopped(self) -> None:
         """Call between steps of long work.

@@ -15,15 +15,30 @@ class Journal:
         self._path = path
 
     def read(self) -> list[Any]:
-        """The values that were written whole; a torn last line is cut off the file."""
+        """The values that were written whole; from a torn or damaged line on, the file is cut."""
         if not self._path.exists():
             return []
-        content = self._path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
+        values: list[Any] = []
+        kept = 0
+        for line in self._path.read_bytes().splitlines(keepends=True):
+            try:
+                values.append(json.loads(line if line.endswith(b"\n") else b""))
+            except ValueError:
+                break
+            kept += len(line)
+        self._cut_at(kept)
+        return values
+
+    def keep(self, count: int) -> None:
+        """Forget all but the first `count` values."""
+        if self._path.exists():
+            lines = self._path.read_bytes().splitlines(keepends=True)
+            self._cut_at(sum(map(len, lines[:count])))
+
+    def _cut_at(self, size_bytes: int) -> None:
+        if size_bytes < self._path.stat().st_size:
             with self._path.open("r+b") as stream:
-                stream.truncate(len(whole))
-        return [json.loads(line) for line in whole.splitlines()]
+                stream.truncate(size_bytes)
 
     def append(self, value: Any) -> None:
         """Write one value; it is on the disk when this returns."""

@@ -1,7 +1,8 @@
 """The artifact store: find, make, seal, verify and name artifacts.
 
 Layout below the root: `<stage>/<key16>/` sealed, `<stage>/<key16>.partial/` being made,
-`<stage>/<key16>.lock` and `.owner` who makes it, `refs/<name>/<kind>/v<N>` versions.
+`<stage>/<key16>.lock` and `.owner` who makes it, `refs/<name>/<kind>/v<N>` versions, `.shared/`
+what stages keep for other runs, sealed by themselves.
 `<key16>` are the first 16 hex digits of the key.
 """
 

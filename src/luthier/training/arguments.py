@@ -33,7 +33,7 @@ def trainer_arguments(
         "lr_scheduler_kwargs": _schedule_options(section),
         # transformers 5 takes a number below 1 as a share of the steps.
         "warmup_steps": section.warmup_steps or section.warmup_fraction,
-        "neftune_noise_alpha": section.neftune_noise_alpha,
+        "neftune_noise_alpha": section.noise_alpha,
         "gradient_checkpointing": section.gradient_checkpointing,
         "save_steps": section.checkpoint_every_steps,
         "metric_for_best_model": "loss" if has_validation else None,

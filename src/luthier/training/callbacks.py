@@ -34,9 +34,14 @@ class StageEvents:
     """What the stage does at each event of transformers' trainer."""
 
     def __init__(
-        self, asked_to_stop: Callable[[], bool], task: "Task", schedule: Schedule
+        self,
+        asked_to_stop: Callable[[], bool],
+        task: "Task",
+        schedule: Schedule,
+        is_real: Callable[[float], bool],
     ) -> None:
         self._asked_to_stop, self._task, self._schedule = asked_to_stop, task, schedule
+        self._is_real = is_real
         self.stop_reason: str | None = None
         self.lowest_loss: float | None = None
         self.without_improvement = 0
@@ -76,7 +81,7 @@ class StageEvents:
         loss, rate = float(logs["loss"]), float(logs["learning_rate"])
         self._task.advance(state.global_step - self._shown, loss=loss, lr=rate)
         self._shown = state.global_step
-        if not loss_is_real(loss):
+        if not self._is_real(loss):
             self.stop_reason = "loss is not real"
             control.should_training_stop = True
         return control
@@ -101,11 +106,14 @@ class StageEvents:
 
 
 def stage_callback(
-    asked_to_stop: Callable[[], bool], task: "Task", schedule: Schedule = Schedule()
+    asked_to_stop: Callable[[], bool],
+    task: "Task",
+    schedule: Schedule = Schedule(),
+    is_real: Callable[[float], bool] = loss_is_real,
 ) -> Any:
     """A TrainerCallback that asks for evaluations, ends training at a step's end, and says why.
 
-    Stop reasons: `asked to stop` (with a checkpoint), `loss is not real` (NaN, infinite or 0) and
+    Stop reasons: `asked to stop` (with a checkpoint), `loss is not real` (by `is_real`) and
     `early stopping`. Its state is part of every checkpoint (FAILURES F22). Evaluations are asked
     for at a step's end and not, as transformers does, at the end of the epoch: there a checkpoint
     of the same step would be older than the evaluation, which a run that resumes would never make.
@@ -116,4 +124,4 @@ def stage_callback(
     class StageCallback(StageEvents, TrainerCallback, ExportableState):  # type: ignore[misc]
         pass
 
-    return StageCallback(asked_to_stop, task, schedule)
+    return StageCallback(asked_to_stop, task, schedule, is_real)

@@ -56,7 +56,7 @@ def seal_checkpoint(
     assert keep >= 1, "the checkpoint just made stays"
     root.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(root)
-    _write_seal(unsealed)
+    write_seal(unsealed)
     sealed = _folder(root, step)
     if sealed.exists():
         replaced = sealed.with_name(sealed.name + _REPLACED)
@@ -177,7 +177,9 @@ def seed_checkpoint(checkpoint: Path, root: Path) -> Path:
     return sealed
 
 
-def _write_seal(folder: Path) -> None:
+def write_seal(folder: Path) -> None:
+    """Write the hashes of a folder's files into it, for `checkpoint_damage`; all is on the disk
+    when this returns."""
     (folder / _LEFT_OUT).unlink(missing_ok=True)
     (folder / SEAL_NAME).unlink(missing_ok=True)
     _fsync_below(folder)

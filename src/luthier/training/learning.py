@@ -1,10 +1,10 @@
 """The gates of training: is what was trained what its user believes it is?"""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from luthier.gates import Gate, check
 from luthier.models.lora import moved_share, output_matrices, trainable_dtypes
-from luthier.training.callbacks import loss_is_real
 from luthier.training.packing import packing_isolation_error, packing_leak
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def training_gates(
     before: "dict[str, Tensor]",
     log: list[dict[str, Any]],
     kept_step: int | None,
+    is_real: Callable[[float], bool],
 ) -> list[Gate]:
     """F14, F15, F16 and, with validation rows, F26.
 
@@ -33,10 +34,11 @@ def training_gates(
         before: `output_matrices` of the model before training.
         log: the lines of the training log.
         kept_step: the step whose weights are kept; None: the last one.
+        is_real: whether a logged loss can be one.
     """
     dtypes = trainable_dtypes(model)
     losses = [line["loss"] for line in log if "loss" in line]
-    unreal = sum(not loss_is_real(loss) for loss in losses)
+    unreal = sum(not is_real(loss) for loss in losses)
     return [
         check("adapter-dtype", ", ".join(sorted(dtypes)), "==", "float32", f"elements: {dtypes}"),
         check(

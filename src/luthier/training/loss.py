@@ -96,8 +96,8 @@ def summed_loss(
 
     Args:
         model: a causal language model, with or without PEFT adapter.
-        inputs: a batch of PaddedCollator or PackedCollator; or `input_ids` and `labels`, (B, T),
-            padded on the right, which costs a GPU one wait.
+        inputs: a batch of PaddedCollator, PackedCollator or PairCollator; or `input_ids` and
+            `labels`, (B, T), padded on the right, which costs a GPU one wait.
         share_prefix: compute the rows' common first tokens once. Packed rows share none.
         head: "pairs" is for models of which `supports_head_on_pairs` is true.
         label_smoothing: e of (1 - e) x -log p(label) + e x the mean of -log p over the whole
@@ -120,13 +120,16 @@ def supervised_logits(
 ) -> "Tensor":
     """Logits (N, V) of the supervised pairs, row by row; arguments as `summed_loss`."""
     supervision, ids_BT = _supervision(inputs), inputs["input_ids"]
-    packing = inputs.get("packing")
+    packing, branches = inputs.get("packing"), inputs.get("branches")
     prefix = supervision.shared_prefix if share_prefix and packing is None else 0
     call: dict[str, Any] = {"input_ids": ids_BT[:, prefix:], "use_cache": False}
     if packing is not None:
         call |= packing.model_arguments()
     elif prefix:
         call |= _with_prefix_cache(model, ids_BT, prefix)
+    if branches is not None:
+        embeddings = unwrapped(model).get_input_embeddings()
+        call |= branches.model_arguments(prefix, embeddings.weight.dtype)
     rows_N, positions_N, kept_N, _ = supervision.pairs_4N
     rows, width = call["input_ids"].shape
     flat_N = rows_N * width + (positions_N - prefix)
@@ -139,8 +142,8 @@ def supervised_logits(
         call["logits_to_keep"] = positions_K - prefix
         flat_N = rows_N * len(positions_K) + kept_N
     logits_BKV: Tensor = model(**call).logits
-    if rows == 1 and head != "all":
-        return logits_BKV[0]
+    if rows == 1 and head != "all" and len(positions_N) == logits_BKV.shape[1]:
+        return logits_BKV[0]  # each position predicts one token: they are the pairs
     return logits_BKV.flatten(0, 1).index_select(0, flat_N)
 
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.data.tokens import IGNORE_INDEX
-
 _M_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 2**20  # mallopt(3), malloc.h of glibc
 
 
@@ -27,6 +25,17 @@ def map_tensors() -> None:
             mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What a batch holds, or all batches of an optimizer step: tokens without padding, those that
+    are trained on; of pairs how many, and the tokens of their chosen replies."""
+
+    real_tokens: int
+    supervised_tokens: int
+    pairs: int = 0
+    chosen_tokens: int = 0
+
+
 @dataclass
 class Meter:
     """Tokens since the last reading, and the clock. Reading costs nothing on the device."""
@@ -37,12 +46,12 @@ class Meter:
     total_supervised_tokens: int = 0
     started: float = field(default_factory=time.monotonic)
 
-    def count(self, real: int, supervised: int) -> None:
-        """A batch went through: its tokens without padding, and those that were trained on."""
-        self.real_tokens += real
-        self.supervised_tokens += supervised
-        self.total_real_tokens += real
-        self.total_supervised_tokens += supervised
+    def count(self, counts: Counts) -> None:
+        """The batches of an optimizer step go through."""
+        self.real_tokens += counts.real_tokens
+        self.supervised_tokens += counts.supervised_tokens
+        self.total_real_tokens += counts.real_tokens
+        self.total_supervised_tokens += counts.supervised_tokens
 
     def restart(self) -> None:
         """Forget what was counted since the last reading: other work, such as an evaluation."""
@@ -87,22 +96,17 @@ class KeptRows:
 
 @dataclass(frozen=True)
 class CountingCollator:
-    """A collator whose batches also carry, as plain numbers, the tokens that they hold.
+    """A collator whose batches also carry, as plain numbers, the `counts` of their rows.
 
     Counted here because on the device it would cost a synchronisation a step. `keep_rows`: the
     rows themselves go along as `KeptRows`, for the trainer to make smaller batches of.
     """
 
     collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+    count: Callable[[Sequence[dict[str, Any]]], Counts]
     keep_rows: bool = False
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The batch of `collate`, `real_tokens` (no padding) and `supervised_tokens`."""
-        batch = self.collate(rows) | {
-            "real_tokens": sum(len(row["input_ids"]) for row in rows),
-            # The first token of a row is never predicted.
-            "supervised_tokens": sum(
-                label != IGNORE_INDEX for row in rows for label in row["labels"][1:]
-            ),
-        }
+        """The batch of `collate`, its `counts`, and `rows` where they are kept."""
+        batch = self.collate(rows) | {"counts": self.count(rows)}
         return batch | ({"rows": KeptRows(rows)} if self.keep_rows else {})

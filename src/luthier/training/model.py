@@ -7,17 +7,20 @@ from luthier.models.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, save_a
 from luthier.models.full_tuning import prepare_full, save_full
 from luthier.models.loading import DType, is_whole_model, load_model, pick_device
 from luthier.models.lora import attach, convert_at_whole_modules, keep_trainable_float32
+from luthier.training.dpo_section import DPOSection
 from luthier.training.job import TrainingJob
-from luthier.training.section import SFTSection
+from luthier.training.section import TrainingSection
+from luthier.training.sft_section import SFTSection
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import datasets
+    from torch import nn
     from transformers import PreTrainedModel
 
 
-def base_dtype(section: SFTSection) -> DType:
+def base_dtype(section: TrainingSection) -> DType:
     """The numerics of the frozen base on this machine; what is trained is float32 in any case."""
     if section.dtype != "auto":
         return section.dtype
@@ -35,8 +38,7 @@ def make_model(job: TrainingJob, rows: "datasets.Dataset") -> "PreTrainedModel":
         ModelError: the base or the adapter cannot be used as the config says.
     """
     section = job.section
-    dtype = base_dtype(section)
-    if section.method == "full":
+    if isinstance(section, SFTSection) and section.method == "full":
         if job.start is not None and not is_whole_model(job.start):
             raise ModelError(
                 f"sft.start_from: {section.start_from} is an adapter, and sft.method: full trains "
@@ -44,19 +46,45 @@ def make_model(job: TrainingJob, rows: "datasets.Dataset") -> "PreTrainedModel":
             )
         return prepare_full(load_model(job.base, dtype="float32", adapter=job.start))
     quantization = section.quantization if section.method == "qlora" else None
-    model = load_model(job.base, dtype=dtype, quantization=quantization)
-    if job.start is not None:
-        return _go_on(model, job.start, section)
-    return attach(model, section.lora, job.seed, rows=rows, base_folder=job.base)
+    model = load_model(job.base, dtype=base_dtype(section), quantization=quantization)
+    if job.start is None:
+        model = attach(model, section.lora, job.seed, rows=rows, base_folder=job.base)
+    else:
+        _refuse_whole(job.start, section)
+        model = _go_on(model, job.start)
+    if isinstance(section, DPOSection):
+        _without_dropout(model)
+    return model
 
 
-def _go_on(model: "PreTrainedModel", start: "Path", section: SFTSection) -> "PreTrainedModel":
-    """The base with an earlier adapter, trainable."""
-    if is_whole_model(start):
+def _refuse_whole(start: "Path", section: TrainingSection) -> None:
+    if not is_whole_model(start):
+        return
+    if isinstance(section, SFTSection):
         raise ModelError(
             f"sft.start_from: {section.start_from} was trained in full, which is no adapter. "
             "Set sft.method: full to go on with it."
         )
+    raise ModelError(
+        "dpo goes on with an adapter, and sft.method: full made a whole model. Set sft.method: "
+        "lora or qlora."
+    )
+
+
+def _without_dropout(model: "nn.Module") -> None:
+    """Dropout would part the model from its reference, and the pairs' replies from each other
+    (as trl 1.16 `trainer/utils.py` disable_dropout_in_model, and attention's own)."""
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+def _go_on(model: "PreTrainedModel", start: "Path") -> "PreTrainedModel":
+    """The base with an earlier adapter, trainable."""
     from peft import PeftModel
 
     dtype = model.dtype

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import ModelError
+from luthier.training.dpo_section import DPOSection
 from luthier.training.loss import supports_shared_prefix
 from luthier.training.packing import why_not_packed
-from luthier.training.section import PerformanceSection, SFTSection, Switch
+from luthier.training.section import Switch, TrainingSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,41 +43,42 @@ class Decisions:
         return {name: {"on": one.on, "why": one.why} for name, one in vars(self).items()}
 
 
-def decide(section: SFTSection, model: "PreTrainedModel", device: str) -> Decisions:
+def decide(section: TrainingSection, model: "PreTrainedModel", device: str) -> Decisions:
     """What `auto` means here.
 
     Raises:
         ModelError: the config asks for what cannot be done; the message says why.
     """
-    asked = section.switches
     return Decisions(
         share_prefix=_decide(
-            asked, "share_prefix", _against_sharing(section) or _against_prefixes_of(model)
+            section, "share_prefix", _against_sharing(section) or _against_prefixes_of(model)
         ),
-        supervised_head=_decide(asked, "supervised_head", None),
-        length_sorted=_decide(asked, "length_sorted", None),
-        split_batches=_decide(asked, "split_batches", _against_splitting(section)),
-        packing=_decide(asked, "packing", *_against_packing(section, model, device)),
-        fused_lora=_decide(asked, "fused_lora", _against_fusing(section)),
+        supervised_head=_decide(section, "supervised_head", None),
+        length_sorted=_decide(section, "length_sorted", None),
+        split_batches=_decide(section, "split_batches", _against_splitting(section)),
+        packing=_decide(section, "packing", *_against_packing(section, model, device)),
+        fused_lora=_decide(section, "fused_lora", _against_fusing(section)),
     )
 
 
 def _decide(
-    asked: PerformanceSection, name: str, impossible: str | None, unwise: str | None = None
+    section: TrainingSection, name: str, impossible: str | None, unwise: str | None = None
 ) -> Decision:
-    switch: Switch = getattr(asked, name)
+    switch: Switch = getattr(section.switches, name)
     if switch is False:
         return Decision(False, "switched off in the config")
     if impossible is not None:
         if switch is True:
-            raise ModelError(f"sft.performance.{name}: true is not possible: {impossible}.")
+            raise ModelError(
+                f"{section.stage_name}.performance.{name}: true is not possible: {impossible}."
+            )
         return Decision(False, impossible)
     if switch is True:
         return Decision(True, "switched on in the config")
     return Decision(False, unwise) if unwise is not None else Decision(True, "exact and faster")
 
 
-def _against_splitting(section: SFTSection) -> str | None:
+def _against_splitting(section: TrainingSection) -> str | None:
     """Why batches go through the model whole; None where they need not."""
     if section.per_device_batch_size is None:
         return "batch_tokens says how much goes through the model at once"
@@ -85,10 +87,10 @@ def _against_splitting(section: SFTSection) -> str | None:
     return None
 
 
-def _against_sharing(section: SFTSection) -> str | None:
+def _against_sharing(section: TrainingSection) -> str | None:
     if section.method != "full" and section.lora.dropout > 0:
         return "dropout would be drawn once for all rows of a batch"
-    if section.neftune_noise_alpha is not None:
+    if section.noise_alpha is not None:
         return "NEFTune's noise would be drawn once for all rows of a batch"
     if section.gradient_checkpointing:
         return "gradient checkpointing drops the keys and values that would be shared"
@@ -104,12 +106,14 @@ def _against_prefixes_of(model: "PreTrainedModel") -> str | None:
 
 
 def _against_packing(
-    section: SFTSection, model: "PreTrainedModel", device: str
+    section: TrainingSection, model: "PreTrainedModel", device: str
 ) -> tuple[str | None, str | None]:
     """(why it is impossible, why it is unwise)."""
+    if isinstance(section, DPOSection):
+        return "a pair's replies share a sequence already", None
     if section.batch_tokens is None:
         return "it needs batch_tokens, the length of a pack", None
-    if section.neftune_noise_alpha is not None:
+    if section.noise_alpha is not None:
         return "NEFTune's noise would be scaled by the length of the pack", None
     impossible = why_not_packed(model)
     if impossible is not None:
@@ -119,7 +123,7 @@ def _against_packing(
     return None, None
 
 
-def _against_fusing(section: SFTSection) -> str | None:
+def _against_fusing(section: TrainingSection) -> str | None:
     if section.method == "full":
         return "there is no adapter"
     if section.lora.use_dora:
@@ -134,6 +138,6 @@ _AGAINST = {
 }
 
 
-def is_foreseen(section: SFTSection, name: str) -> bool:
+def is_foreseen(section: TrainingSection, name: str) -> bool:
     """Whether a part will be on, as far as the section alone says: one of `_AGAINST`."""
     return getattr(section.switches, name) is not False and _AGAINST[name](section) is None

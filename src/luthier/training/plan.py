@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.training.meter import Meter
+from luthier.training.meter import Counts, Meter
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 class TrainingPlan:
     """How the rows become batches, a batch a loss, and what is kept of a run.
 
-    `batches` makes the batch sampler of the training rows, `collate` a batch of them, with its
-    `real_tokens` and `supervised_tokens`. `loss` is the sum over a batch's
-    supervised positions, in nats; `validation_loss` their mean over all validation rows.
+    `batches` makes the batch sampler of the training rows, `collate` a batch of them with its
+    `counts`. `loss`, `validate` and `step_metrics` as in `Objective`.
     `most_tokens`: batches of more padded tokens go through the model in parts. `say_when_shrunk`:
     when memory runs out, batches are split and this is told; None: it is an error.
     `parameter_groups` makes the optimizer's groups, where they are not transformers' own.
@@ -28,9 +27,10 @@ class TrainingPlan:
 
     batches: Callable[[], Any]
     collate: Callable[..., dict[str, Any]]
-    loss: "Callable[[nn.Module, dict[str, Any]], Tensor]"
-    validation_loss: "Callable[[nn.Module], float]"
+    loss: "Callable[[nn.Module, dict[str, Any], Counts], Tensor]"
+    validate: "Callable[[nn.Module], dict[str, float]]"
     checkpoints: Path
+    step_metrics: Callable[[], dict[str, float]] = dict
     parameter_groups: "Callable[[nn.Module], list[dict[str, Any]]] | None" = None
     keep_checkpoints: int = 2
     decay_fraction: float | None = None

@@ -18,8 +18,9 @@ from luthier.estimate.fitting import Fit, find_fit
 from luthier.estimate.hardware import GIB, Hardware, by_device_name, cpu, find_hardware
 from luthier.estimate.shape import AdapterShape, TrainingShape
 from luthier.estimate.time import TimePrediction, predict_seconds
+from luthier.training.dpo_section import DPOSection
 from luthier.training.performance import PART_TOKENS, is_foreseen
-from luthier.training.section import SFTSection
+from luthier.training.section import TrainingSection
 
 # Rows that are compared for a common beginning, which is then a good guess for every batch.
 _COMPARED_ROWS = 64
@@ -55,6 +56,13 @@ class Prediction:
         return f"{self.fit.prediction.total / GIB:.2f} of {self.fit.memory_bytes / GIB:.1f} GiB"
 
 
+def numbers_for(section: TrainingSection, dataset: Path) -> RowNumbers:
+    """Of the rows or pairs that a section's stage trains on."""
+    if isinstance(section, DPOSection):
+        return numbers_of_pairs(dataset, share_prompt=is_foreseen(section, "share_prefix"))
+    return numbers_of(dataset)
+
+
 def numbers_of(dataset: Path) -> RowNumbers:
     """Of a prepared dataset's training rows."""
     import numpy as np
@@ -81,6 +89,31 @@ def numbers_of(dataset: Path) -> RowNumbers:
     )
 
 
+def numbers_of_pairs(preferences: Path, *, share_prompt: bool) -> RowNumbers:
+    """Of the training pairs: a pair is a row, its two replies behind one prompt; without
+    `share_prompt` behind one each."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow import parquet
+
+    names = ["prompt_ids", "chosen_ids", "rejected_ids"]
+    files = split_files(preferences, "train")
+    table = pa.concat_tables(parquet.read_table(path, columns=names) for path in files)
+    prompts, chosen, rejected = (pc.list_value_length(table[name]).to_numpy() for name in names)
+    replies = chosen + rejected
+    lengths = replies + prompts * (1 if share_prompt else 2)
+    first = table["prompt_ids"].slice(0, _COMPARED_ROWS).to_pylist()
+    return RowNumbers(
+        rows=len(lengths),
+        longest=int(lengths.max()),
+        mean=float(np.mean(lengths)),
+        supervised_most=int(replies.max()),
+        supervised_mean=float(np.mean(replies)),
+        shared_prefix=_common_beginning(first) if len(first) > 1 and share_prompt else 0,
+    )
+
+
 def unknown_numbers(max_length_tokens: int) -> RowNumbers:
     """Before a dataset is prepared: every row as long as it may be, every token supervised."""
     length = max_length_tokens
@@ -95,7 +128,7 @@ def _common_beginning(rows: list[list[int]]) -> int:
 
 
 def predict(
-    config: Mapping[str, Any], section: SFTSection, numbers: RowNumbers, hardware: Hardware
+    config: Mapping[str, Any], section: TrainingSection, numbers: RowNumbers, hardware: Hardware
 ) -> Prediction:
     """Memory of the largest batch, time and cost of the whole training.
 
@@ -127,7 +160,7 @@ def predict(
     )
 
 
-def _shape(section: SFTSection, numbers: RowNumbers, hardware: Hardware) -> TrainingShape:
+def _shape(section: TrainingSection, numbers: RowNumbers, hardware: Hardware) -> TrainingShape:
     dtype = section.dtype
     if dtype == "auto":
         dtype = "bfloat16" if hardware.is_cuda else "float32"
@@ -160,7 +193,7 @@ def _shape(section: SFTSection, numbers: RowNumbers, hardware: Hardware) -> Trai
     )
 
 
-def _adapter(section: SFTSection) -> AdapterShape | None:
+def _adapter(section: TrainingSection) -> AdapterShape | None:
     if section.method == "full":
         return None
     lora, targets, layers = (

@@ -1,14 +1,13 @@
-"""What a config says about training: the fields that SFT and DPO share, and those of SFT."""
+"""What a config says about training: the fields that SFT and DPO share."""
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field as Bounded
 from pydantic import model_validator
 
 from luthier.config import Field, Section, result_free
-from luthier.models.adapter_section import LoraSection, check_method
+from luthier.models.adapter_section import LoraSection
 from luthier.models.quantization import QuantizationSection
 
 Optimizer = Literal[
@@ -109,8 +108,17 @@ class TrackingSection(Section):
 
 
 class TrainingSection(Section):
-    """Fields of every stage that trains."""
+    """Fields of every stage that trains; `stage_name` is what messages call the section."""
 
+    stage_name: ClassVar[str]
+
+    method: Literal["lora", "qlora", "full"] = Field(
+        "lora", description="qlora: LoRA on a 4 or 8 bit base; full: every weight is trained"
+    )
+    lora: LoraSection = Field(LoraSection(), description="the adapter's shape")
+    quantization: QuantizationSection = Field(
+        QuantizationSection(), description="how qlora keeps the base"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="numerics of the frozen base; auto: bfloat16 on CUDA, float32 on a CPU"
     )
@@ -162,12 +170,6 @@ class TrainingSection(Section):
     )
     per_device_batch_size: int | None = Field(None, ge=1, description="rows of a batch")
     gradient_accumulation_steps: int = Field(1, ge=1, description="batches of an optimizer step")
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="share of each target spread over the whole vocabulary"
-    )
-    neftune_noise_alpha: float | None = Field(
-        None, gt=0, description="noise on the embeddings in training (NEFTune, arXiv 2310.05914)"
-    )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, slower"
     )
@@ -215,7 +217,7 @@ class TrainingSection(Section):
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "TrainingSection":
         for name, (choice, readers) in _READ_BY.items():
-            if self._is_given(name) and getattr(self, choice) not in readers:
+            if self.is_given(name) and getattr(self, choice) not in readers:
                 raise ValueError(
                     f"{name} has no meaning for the {choice} {getattr(self, choice)}; "
                     f"it has for {', '.join(readers)}"
@@ -224,9 +226,9 @@ class TrainingSection(Section):
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainingSection":
-        if self.max_steps is not None and self._is_given("epochs"):
+        if self.max_steps is not None and self.is_given("epochs"):
             raise ValueError("give either max_steps or epochs")
-        if self.warmup_steps is not None and self._is_given("warmup_fraction"):
+        if self.warmup_steps is not None and self.is_given("warmup_fraction"):
             raise ValueError("give either warmup_steps or warmup_fraction")
         return self
 
@@ -236,7 +238,7 @@ class TrainingSection(Section):
         if needed is not None and getattr(self, needed) is None:
             raise ValueError(f"the schedule {self.schedule} needs {needed}")
         warms_up = self.warmup_steps is not None or self.warmup_fraction > 0
-        asked_for = self.warmup_steps is not None or self._is_given("warmup_fraction")
+        asked_for = self.warmup_steps is not None or self.is_given("warmup_fraction")
         if self.schedule == "constant" and warms_up and asked_for:
             raise ValueError("the schedule constant has no warm-up; see constant_with_warmup")
         if self.schedule == "inverse_sqrt" and not warms_up:
@@ -260,7 +262,7 @@ class TrainingSection(Section):
             return self
         if self.batch_tokens is None:
             raise ValueError("performance.packing needs batch_tokens, the length of a pack")
-        if self.neftune_noise_alpha is not None:
+        if self.noise_alpha is not None:
             raise ValueError(
                 "performance.packing with neftune_noise_alpha would scale the noise by the length "
                 "of the pack instead of the row's; give up one of the two"
@@ -273,7 +275,12 @@ class TrainingSection(Section):
             raise ValueError(f"sharding: {self.sharding} needs processes: 2 or more")
         return self
 
-    def _is_given(self, name: str) -> bool:
+    @property
+    def noise_alpha(self) -> float | None:
+        """Scale of the noise on the embeddings, for stages that may have one."""
+        return None
+
+    def is_given(self, name: str) -> bool:
         """Whether a field is not its default; a job read from JSON has every field set."""
         return bool(getattr(self, name) != type(self).model_fields[name].default)
 
@@ -281,32 +288,3 @@ class TrainingSection(Section):
     def switches(self) -> PerformanceSection:
         """The performance section, `auto` spelt out."""
         return PerformanceSection() if self.performance == "auto" else self.performance
-
-
-class SFTSection(TrainingSection):
-    """Supervised fine-tuning."""
-
-    method: Literal["lora", "qlora", "full"] = Field(
-        "lora", description="qlora: LoRA on a 4 or 8 bit base; full: every weight is trained"
-    )
-    lora: LoraSection = Field(LoraSection(), description="the adapter's shape")
-    quantization: QuantizationSection = Field(
-        QuantizationSection(), description="how qlora keeps the base"
-    )
-    start_from: Annotated[str, Bounded(min_length=1)] | None = Field(
-        None,
-        json_schema_extra=result_free,
-        description="an adapter to go on from, such as name/adapter@v2; its digest is in the key",
-    )
-
-    @model_validator(mode="after")
-    def _method_fits(self) -> "SFTSection":
-        if self._is_given("quantization") and self.method != "qlora":
-            raise ValueError(f"quantization has no meaning for method: {self.method}, only qlora")
-        if self._is_given("lora") and self.method == "full":
-            raise ValueError("lora has no meaning for method: full, which trains every weight")
-        if self.start_from is not None and self._is_given("lora"):
-            raise ValueError("start_from brings the adapter's shape; leave out lora")
-        if self.method != "full":
-            check_method(self.lora, quantized=self.method == "qlora")
-        return self

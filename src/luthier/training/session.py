@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import ConfigError, DataError
-from luthier.gates import Gate
 from luthier.models.loading import load_tokenizer, pick_device
 from luthier.models.lora import output_matrices, parameter_groups
 from luthier.progress import Reporter
 from luthier.training.arguments import trainer_arguments
-from luthier.training.batching import Batching, make_batching
 from luthier.training.callbacks import Schedule, stage_callback
 from luthier.training.checkpoints import (
     checkpoint_folder,
@@ -23,7 +21,7 @@ from luthier.training.checkpoints import (
 )
 from luthier.training.job import Outcome, TrainingJob
 from luthier.training.kernels import slow_down, speed_up
-from luthier.training.learning import PROBED_PACK_ROWS, packing_gate, training_gates
+from luthier.training.learning import training_gates
 from luthier.training.log import metrics_of, write_log
 from luthier.training.meter import (
     CountingCollator,
@@ -33,22 +31,24 @@ from luthier.training.meter import (
     resident_memory_bytes,
 )
 from luthier.training.model import base_dtype, check_shapes, make_model, save_trained
+from luthier.training.objective import Objective
+from luthier.training.pair_rows import PairRows
 from luthier.training.performance import PART_TOKENS, Decisions, decide
 from luthier.training.plan import TrainingPlan
-from luthier.training.prediction import Prediction, hardware_here, numbers_of, predict
+from luthier.training.prediction import Prediction, hardware_here, numbers_for, predict
+from luthier.training.preference import Making, preference_objective
 from luthier.training.processes import only_once, process_index
 from luthier.training.resuming import best_step
 from luthier.training.rows import TrainingRows
-from luthier.training.section import SFTSection
+from luthier.training.section import TrainingSection
+from luthier.training.sft_section import SFTSection
 from luthier.training.shrinking import told_when_out_of_memory
+from luthier.training.supervised import supervised_objective
 from luthier.training.tracking import tracker_arguments, tracking_environment
 from luthier.training.trainer import make_trainer, supervised_trainer_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-_LIGHTER = "Set sft.method: qlora, or take a smaller base"
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,10 @@ class _Setting:
     job: TrainingJob
     reporter: Reporter
     prediction: Prediction | None
-    rows: TrainingRows
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     decisions: Decisions
-    batching: Batching
+    objective: Objective
     meter: Meter
 
 
@@ -89,10 +88,10 @@ def train(
     supervised_trainer_class()  # so that what training takes is not what libraries take
     resident_bytes = resident_memory_bytes()
     prediction = _foretell(job, reporter)
-    with told_when_out_of_memory(lambda: "before the first step", prediction, _LIGHTER):
-        setting = _set_up(job, reporter, prediction)
-        isolated = _packing_gates(setting)
-    model = setting.model
+    lighter = f"Set {job.section.stage_name}.method: qlora, or take a smaller base"
+    with told_when_out_of_memory(lambda: "before the first step", prediction, lighter):
+        setting = _set_up(job, reporter, prediction, asked_to_stop)
+    model, objective = setting.model, setting.objective
     before = output_matrices(model)
     fused = speed_up(model) if setting.decisions.fused_lora.on else []
     trained = _run(setting, reporter, asked_to_stop)
@@ -106,10 +105,15 @@ def train(
     save_trained(model, job)
     return Outcome(
         metrics=metrics_of(log),
-        gates=[*training_gates(model, before, log, kept_step), *isolated],
+        gates=[
+            *training_gates(model, before, log, kept_step, objective.is_real),
+            *objective.gates,
+            *objective.closing_gates(log, kept_step),
+        ],
         facts={
             "training": _facts(setting, trained, kept_step)
-            | {"fused": fused, "memory": _memory(prediction, resident_bytes)}
+            | {"fused": fused, "memory": _memory(prediction, resident_bytes)},
+            **objective.facts,
         },
         timings_seconds={"train": trained.seconds},
     )
@@ -119,7 +123,9 @@ def _foretell(job: TrainingJob, reporter: Reporter) -> Prediction | None:
     """What training will take here, said; None for a model whose memory cannot be predicted."""
     config = json.loads((job.base / "config.json").read_text(encoding="utf-8"))
     try:
-        found = predict(config, job.section, numbers_of(job.dataset), hardware_here())
+        found = predict(
+            config, job.section, numbers_for(job.section, job.dataset), hardware_here()
+        )
     except ConfigError as error:
         reporter.say(f"  Memory and time are not predicted: {error}")
         return None
@@ -144,36 +150,43 @@ def _memory(prediction: Prediction | None, resident_bytes: int) -> dict[str, Any
     }
 
 
-def _set_up(job: TrainingJob, reporter: Reporter, prediction: Prediction | None) -> _Setting:
-    rows = TrainingRows.load(job.dataset)
-    _check_validation(job.section, rows)
+def _set_up(
+    job: TrainingJob,
+    reporter: Reporter,
+    prediction: Prediction | None,
+    asked_to_stop: Callable[[], bool],
+) -> _Setting:
+    section = job.section
+    rows = TrainingRows.load(job.dataset) if _is_sft(section) else PairRows.load(job.dataset)
+    _check_validation(section, rows)
     model = make_model(job, rows.train)
-    decisions = decide(job.section, model, pick_device())
+    decisions = decide(section, model, pick_device())
     tokenizer = load_tokenizer(job.base)
     assert tokenizer.pad_token_id is not None, "the base stage saw to it"
-    batching = make_batching(
-        job.section, decisions, rows, model, job.seed, int(tokenizer.pad_token_id)
-    )
-    return _Setting(
-        job, reporter, prediction, rows, model, tokenizer, decisions, batching, Meter()
-    )
+    pad = int(tokenizer.pad_token_id)
+    if isinstance(section, SFTSection):
+        objective = supervised_objective(section, decisions, rows, model, job.seed, pad)
+    else:
+        assert isinstance(rows, PairRows), "loaded above"
+        objective = preference_objective(
+            Making(job, section, decisions, rows, model, pad, reporter, asked_to_stop)
+        )
+    return _Setting(job, reporter, prediction, model, tokenizer, decisions, objective, Meter())
 
 
-def _check_validation(section: SFTSection, rows: TrainingRows) -> None:
+def _is_sft(section: TrainingSection) -> bool:
+    return isinstance(section, SFTSection)
+
+
+def _check_validation(section: TrainingSection, rows: TrainingRows) -> None:
     """Raises DataError when the section asks for what only validation rows can give."""
     for name in ("early_stopping", "evaluate_every_steps"):
         if rows.validation is None and getattr(section, name) is not None:
             raise DataError(
-                f"sft.{name} needs validation rows, and the dataset has none. Give a source with "
-                f"split: validation, or set prepare.validation_fraction; or leave {name} out."
+                f"{section.stage_name}.{name} needs validation rows, and the dataset has none. "
+                "Give a source with split: validation, or set prepare.validation_fraction; or "
+                f"leave {name} out."
             )
-
-
-def _packing_gates(setting: _Setting) -> list[Gate]:
-    if not setting.batching.is_packed:
-        return []
-    first = setting.rows.train.select(range(min(PROBED_PACK_ROWS, len(setting.rows.train))))
-    return [packing_gate(setting.model, list(first), setting.batching.collate)]
 
 
 def _run(setting: _Setting, reporter: Reporter, asked_to_stop: Callable[[], bool]) -> _Trained:
@@ -182,12 +195,14 @@ def _run(setting: _Setting, reporter: Reporter, asked_to_stop: Callable[[], bool
     started_from = _starting_checkpoint(setting)
     resumed_at = checkpoint_step(started_from) if started_from else 0
     schedule = Schedule(
-        setting.rows.validation is not None, section.evaluate_every_steps, section.early_stopping
+        setting.objective.rows.validation is not None,
+        section.evaluate_every_steps,
+        section.early_stopping,
     )
     seconds = setting.prediction.time.seconds if setting.prediction else None
     batch = section.per_device_batch_size or f"{section.batch_tokens} tokens"
     with tracking_environment(job), reporter.task("training", 0, "steps", seconds) as task:
-        callback = stage_callback(asked_to_stop, task, schedule)
+        callback = stage_callback(asked_to_stop, task, schedule, setting.objective.is_real)
         trainer = _trainer(setting, callback, started_from)
         if started_from is not None:
             reporter.say(f"  resuming after step {resumed_at}")
@@ -196,7 +211,8 @@ def _run(setting: _Setting, reporter: Reporter, asked_to_stop: Callable[[], bool
         with told_when_out_of_memory(
             lambda: f"at step {trainer.state.global_step + 1}, with batches of {batch}",
             setting.prediction,
-            "Set sft.on_oom: shrink to go on with smaller batches of the same effective size",
+            f"Set {section.stage_name}.on_oom: shrink to go on with smaller batches of the same "
+            "effective size",
         ):
             trainer.train_from(started_from)
     return _Trained(trainer, callback.stop_reason, resumed_at, time.monotonic() - started)
@@ -228,7 +244,7 @@ def _begins_fork(job: TrainingJob, checkpoint: Path | None) -> bool:
 
 
 def _trainer(setting: _Setting, callback: Any, started_from: Path | None) -> Any:
-    job, rows = setting.job, setting.rows
+    job, rows = setting.job, setting.objective.rows
     has_validation = rows.validation is not None
     arguments = trainer_arguments(
         job.section, has_validation=has_validation, on_cpu=pick_device() == "cpu"
@@ -246,15 +262,16 @@ def _trainer(setting: _Setting, callback: Any, started_from: Path | None) -> Any
 
 
 def _plan(setting: _Setting, *, is_fork: bool) -> TrainingPlan:
-    job, section, batching = setting.job, setting.job.section, setting.batching
+    job, section, objective = setting.job, setting.job.section, setting.objective
     ratio = section.lora.loraplus_lr_ratio if section.method != "full" else None
     shrinks = section.on_oom == "shrink" and section.processes == 1
     splits = setting.decisions.split_batches.on
     return TrainingPlan(
-        batches=batching.batches,
-        collate=CountingCollator(batching.collate, keep_rows=shrinks or splits),
-        loss=batching.loss,
-        validation_loss=batching.validation_loss,
+        batches=objective.batches,
+        collate=CountingCollator(objective.collate, objective.count, keep_rows=shrinks or splits),
+        loss=objective.loss,
+        validate=objective.validate,
+        step_metrics=objective.step_metrics,
         checkpoints=job.checkpoints,
         parameter_groups=lambda model: parameter_groups(
             model, section.learning_rate, section.weight_decay, ratio
@@ -272,7 +289,7 @@ def _plan(setting: _Setting, *, is_fork: bool) -> TrainingPlan:
 
 
 def _facts(setting: _Setting, trained: _Trained, kept_step: int | None) -> dict[str, Any]:
-    section, rows, state = setting.job.section, setting.rows, trained.trainer.state
+    section, rows, state = setting.job.section, setting.objective.rows, trained.trainer.state
     meter = setting.meter
     return {
         "method": section.method,

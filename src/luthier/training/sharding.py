@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.errors import ConfigError
 from luthier.models.lora import LoraSection
 from luthier.training.processes import from_rank_0
-from luthier.training.section import SFTSection
+from luthier.training.section import TrainingSection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ BASE_CHANGING = ("pissa", "olora", "loftq")
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
 
 
-def check_sharding(section: SFTSection) -> None:
+def check_sharding(section: TrainingSection) -> None:
     """Raises ConfigError when the section asks for what weights in shards cannot do."""
     if section.sharding == "none":
         return
@@ -35,7 +35,7 @@ def check_sharding(section: SFTSection) -> None:
         raise ConfigError(f"sft.{problem}, or leave sft.sharding: {section.sharding} out.")
 
 
-def _against_sharding(section: SFTSection) -> str | None:
+def _against_sharding(section: TrainingSection) -> str | None:
     """What to change, without `sft.` before it and a full stop after it."""
     if section.optimizer not in OPTIMIZERS:
         return (

@@ -4,10 +4,12 @@ Sources of what they replace: trl 1.16 `trainer/sft_trainer.py`, transformers 5.
 """
 
 import math
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import ConfigError
 from luthier.training.batches import forward_epochs
+from luthier.training.meter import Counts
 from luthier.training.plan import TrainingPlan
 from luthier.training.processes import sums
 from luthier.training.shrinking import ShrinkingStep
@@ -21,10 +23,14 @@ else:  # trl is imported when the class is made
     _Trainer = object
 
 
+_NOT_TENSORS = ("rows", "counts")
+
+
 class Stepping(_Trainer):  # type: ignore[misc]
     """Methods of a TRL trainer whose loss runs the head on supervised positions only."""
 
     _plan: TrainingPlan
+    _step: Counts
     shrinking: ShrinkingStep | None
     optimizer: Any
     control: Any
@@ -99,37 +105,34 @@ class Stepping(_Trainer):  # type: ignore[misc]
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _get_num_items_in_batch(self, batch_samples: Any, device: Any) -> Any:  # noqa: ARG002
-        """Supervised tokens of the optimizer step, counted by the collator on the CPU, of all
-        processes."""
+        """Supervised tokens of the optimizer step. What its batches hold was counted by the
+        collator on the CPU; it is summed over all processes and kept for the loss."""
         import torch
 
-        real, supervised = sums(
-            sum(batch["real_tokens"] for batch in batch_samples),
-            sum(batch["supervised_tokens"] for batch in batch_samples),
-        )
-        self._plan.meter.count(real, supervised)
-        return torch.tensor(supervised)
+        batches = [astuple(batch["counts"]) for batch in batch_samples]
+        self._step = Counts(*sums(*map(sum, zip(*batches, strict=True))))
+        self._plan.meter.count(self._step)
+        return torch.tensor(self._step.supervised_tokens)
 
     def compute_loss(
         self,
         model: Any,
         inputs: Any,
         return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        num_items_in_batch: Any = None,  # noqa: ARG002
     ) -> Any:
-        """Mean loss per supervised token of the whole optimizer step."""
+        """A batch's share of the loss of the whole optimizer step."""
         assert not return_outputs, "nobody asks for logits"
-        counted = ("rows", "real_tokens", "supervised_tokens")
-        inputs = {name: value for name, value in inputs.items() if name not in counted}
-        loss = self._plan.loss(model, inputs) / num_items_in_batch
+        tensors = {name: value for name, value in inputs.items() if name not in _NOT_TENSORS}
+        loss = self._plan.loss(model, tensors, self._step)
         # DDP averages gradients over the processes; this is a share of their sum.
         return loss * self.accelerator.num_processes
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """The mean validation loss per supervised token, over all rows at once."""
+        """What the plan measures on the validation rows, over all at once."""
         self.model.eval()
-        metrics = {"eval_loss": self._plan.validation_loss(self.model)}
-        self.log(metrics)
+        metrics = self._plan.validate(self.model)
+        self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
@@ -141,7 +144,7 @@ class Stepping(_Trainer):  # type: ignore[misc]
         from trl import SFTTrainer
 
         if "loss" in logs:
-            logs |= self._plan.meter.read()
+            logs |= self._plan.meter.read() | self._plan.step_metrics()
         super(SFTTrainer, self).log(logs, start_time)
 
     def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from luthier.errors import ConfigError
 from luthier.training.job import TrainingJob
-from luthier.training.section import TrackingSection
+from luthier.training.section import TrackingSection, TrainingSection
 
 _MODULES = {
     "tensorboard": "tensorboard",
@@ -24,12 +24,12 @@ _MODULES = {
 _PACKAGES = _MODULES | {"mlflow": "mlflow-skinny"}
 
 
-def check_trackers(section: TrackingSection | None) -> None:
+def check_trackers(section: TrainingSection) -> None:
     """Raises ConfigError when a tracker that the config names is not installed."""
-    for name in section.to if section else ():
+    for name in section.tracking.to if section.tracking else ():
         if importlib.util.find_spec(_MODULES[name]) is None:
             raise ConfigError(
-                f"sft.tracking.to: {name} is not installed. Install it with: "
+                f"{section.stage_name}.tracking.to: {name} is not installed. Install it with: "
                 f"pip install {_PACKAGES[name]}, or luthier[trackers]."
             )
 

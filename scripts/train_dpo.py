@@ -1,0 +1,6 @@
+"""Stage `dpo` as a script: --config CONFIG, and every option of `luthier dpo`."""
+
+from luthier.cli import run_script
+
+if __name__ == "__main__":
+    run_script("dpo")

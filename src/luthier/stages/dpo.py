@@ -1,0 +1,95 @@
+"""Stage `dpo`: preference optimisation, on from the SFT adapter, whose frozen state is the
+reference."""
+
+from typing import Any
+
+from luthier.errors import ConfigError
+from luthier.models.adapter_files import read_lora_section
+from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
+from luthier.store.artifact import Artifact, Workspace
+from luthier.training.dpo_section import DPOSection
+from luthier.training.job import TrainingJob
+from luthier.training.session import train
+from luthier.training.tracking import check_trackers
+
+
+def run(section: DPOSection, inputs: StageInputs, workspace: Workspace) -> StageResult:
+    """Train, or go on training, and write the adapter."""
+    start = inputs.get("adapter")
+    reference_inputs = {slot: inputs[slot].digest for slot in ("base", "preferences")}
+    if start is not None:
+        section = _on_from(section, start)
+        reference_inputs["adapter"] = start.digest
+    else:
+        reference_inputs["fresh adapter"] = f"{section.lora.init_lora_weights}, seed {inputs.seed}"
+    job = TrainingJob(
+        name=inputs.name,
+        seed=inputs.seed,
+        section=section,
+        base=inputs["base"].path,
+        base_name=str(inputs["base"].manifest.facts["source"]["name"]),
+        dataset=inputs["preferences"].path,
+        start=start.path if start else None,
+        fork=inputs.fork.checkpoint if inputs.fork else None,
+        outputs=workspace.path,
+        scratch=workspace.scratch,
+        shared=workspace.shared,
+        reference_inputs=reference_inputs,
+    )
+    outcome = train(job, workspace.reporter, lambda: workspace.stop.requested)
+    workspace.raise_if_stopped()
+    assert outcome is not None, "training ends early only when it is asked to"
+    return StageResult(outcome.metrics, outcome.gates, outcome.facts, outcome.timings_seconds)
+
+
+def _on_from(section: DPOSection, adapter: Artifact) -> DPOSection:
+    """The section with what the SFT adapter brings: its shape, and its base's numerics."""
+    training = adapter.manifest.facts["training"]
+    lora = read_lora_section(adapter.path).model_copy(update={"dropout": 0.0})
+    brought: dict[str, Any] = {"lora": lora, "dtype": training["dtype"]}
+    if training["quantization"] is not None:
+        brought |= {"method": "qlora", "quantization": training["quantization"]}
+    return DPOSection.model_validate(dict(section) | brought)
+
+
+def _check(section: DPOSection, filled: frozenset[str]) -> None:
+    """Whether the section and what it starts from belong together."""
+    check_trackers(section)
+    given = section.brought_by_sft()
+    if given:
+        raise ConfigError(
+            f"dpo.{given[0]}: dpo goes on with the SFT adapter and its base as they are. Leave it "
+            "out, or set dpo.reference: base to begin with a fresh adapter on the base."
+        )
+    if section.reference == "sft" and "adapter" not in filled:
+        raise ConfigError(
+            "dpo goes on with the SFT adapter, whose frozen state is its reference, and there is "
+            "none: the config has no section sft. Add one, take an adapter with --input "
+            "adapter=name/adapter@v1, or set dpo.reference: base to begin with a fresh adapter on "
+            "the base."
+        )
+    if section.reference == "base" and "adapter" in filled:
+        raise ConfigError(
+            "dpo.reference: base begins with a fresh adapter on the base, and what sft learned "
+            "would be lost. Leave out the section sft, or set dpo.reference: sft."
+        )
+
+
+STAGE = Stage(
+    name="dpo",
+    order=50,
+    summary="go on from the SFT adapter with pairs of replies",
+    makes="adapter",
+    version=1,
+    section=DPOSection,
+    run=run,
+    slots=(
+        Slot("base", "base", ("base",)),
+        Slot("preferences", "preferences", ("preferences",)),
+        Slot("adapter", "adapter", ("sft",), optional=True),
+    ),
+    uses_seed=True,
+    packages=("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes"),
+    check=_check,
+    checkpoints="checkpoints",
+)
