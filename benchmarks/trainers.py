@@ -157,7 +157,7 @@ def train_luthier(clock: Clock, seed: int, steps: int) -> Any:
     from luthier import cli, pipeline
     from luthier.models.loading import load_model
     from luthier.progress import Reporter
-    from luthier.training.meter import Meter
+    from luthier.training.meter import Counts, Meter
 
     class Ticking(Reporter):
         @contextmanager
@@ -172,9 +172,9 @@ def train_luthier(clock: Clock, seed: int, steps: int) -> Any:
                 assert count == 1
                 clock.tick()
 
-    def count_too(meter: Meter, real: int, supervised: int) -> None:
-        clock.tokens.append(real)
-        count(meter, real, supervised)
+    def count_too(meter: Meter, counts: Counts) -> None:
+        clock.tokens.append(counts.real_tokens)
+        count(meter, counts)
 
     pipeline.reporter_for_stderr = Ticking
     count, Meter.count = Meter.count, count_too  # type: ignore[method-assign]

@@ -24,6 +24,7 @@ from luthier.store.files import sha256_file
 from luthier.training.checkpoints import checkpoint_folder
 from luthier.training.job import TrainingJob
 from luthier.training.sft_section import SFTSection
+from pair_cases import pair_job, write_pairs
 from tiny_llama import tiny_llama
 from training_cases import LIGHT, make_job, write_dataset
 
@@ -75,6 +76,13 @@ CASES: dict[str, dict[str, Any]] = {
         "checkpoint_every_steps": 2,
     },
 }
+# Preference optimisation, on from an adapter that is made first: 40 pairs of 10 a batch, whose
+# reference takes three batches.
+PAIR_CASES: dict[str, dict[str, Any]] = {
+    "dpo": {"loss_type": ["sigmoid", "sft"], "per_device_batch_size": 10},
+    "dpo-qlora": {"per_device_batch_size": 10, "method": "qlora"},
+}
+CASES |= PAIR_CASES
 # Case: what it is forked from, at a step whose best weights so far are of an earlier one.
 PARENTS: dict[str, dict[str, Any]] = {"fork": {"lora": LORA | {"dropout": 0.1}}}
 FORK_STEP = 7
@@ -83,6 +91,7 @@ UNCOMPARED = {
     "memory",
     "peak_memory_bytes",
     "resumed_at",
+    "reused",
     "supervised_tokens_per_second",
     "tokens_per_second",
 }
@@ -120,6 +129,7 @@ class Runs:
     def __init__(self, case: str, root: Path, base: Path, dataset: Path) -> None:
         self._fields, self._root = {"epochs": EPOCHS} | CASES[case], root / case
         self._base, self._dataset = base, dataset
+        self._start = self._adapter() if case in PAIR_CASES else None
         self._fork = self._parent(PARENTS[case]) if case in PARENTS else None
         started = time.monotonic()
         self.expected = self.run("whole")
@@ -134,10 +144,24 @@ class Runs:
         return self._job(name, self._fields, self._fork)
 
     def _job(self, name: str, fields: dict[str, Any], fork: Path | None) -> TrainingJob:
+        if self._start is not None:
+            return self._pair_job(name, fields)
         values = {name: value for name, value in (LIGHT | fields).items() if value is not None}
         section = SFTSection.model_validate(values)
         job = make_job(self._base, self._dataset, self._root / name)
         return job.model_copy(update={"section": section, "fork": fork})
+
+    def _pair_job(self, name: str, fields: dict[str, Any]) -> TrainingJob:
+        """Its reference is stored in its own folder: another run of the case has another."""
+        pairs = self._base.parent / "pairs"
+        job = pair_job(self._base, pairs, self._root / name, start=self._start, **fields)
+        return job.model_copy(update={"shared": self._root / name / "shared"})
+
+    def _adapter(self) -> Path:
+        method = self._fields.get("method", "lora")
+        job = make_job(self._base, self._dataset, self._root / "sft", method=method, max_steps=4)
+        _join(_process(train_here, job))
+        return job.outputs
 
     def _parent(self, fields: dict[str, Any]) -> Path:
         """A checkpoint of another training to fork."""
@@ -222,6 +246,7 @@ class Runs:
 def write_inputs(root: Path) -> tuple[Path, Path]:
     """(base, dataset) for every case."""
     _join(_process(write_base, root / "base"))
+    write_pairs(root / "pairs", train=40)
     return root / "base", write_dataset(root / "dataset")
 
 
@@ -232,7 +257,7 @@ def result(folder: Path) -> dict[str, Any]:
     log = outputs / "measured" / "training_log.jsonl"
     files = [path for path in outputs.rglob("*") if path.is_file() and path != log]
     outcome = json.loads((folder / ENDED).read_text())["outcome"]
-    outcome["facts"]["training"] = _compared(outcome["facts"]["training"])
+    outcome["facts"] = {name: _compared(part) for name, part in outcome["facts"].items()}
     return {
         "log": [_compared(json.loads(line)) for line in log.read_text().splitlines()],
         "files": {str(path.relative_to(outputs)): sha256_file(path) for path in sorted(files)},

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from luthier.errors import ModelError
+from luthier.errors import InterruptedRunError, ModelError
 from luthier.interrupts import StopFlag
 from luthier.progress import Reporter
 from luthier.store.files import remove_temporaries
@@ -95,6 +95,8 @@ def train_here(
     start = train if job.section.processes == 1 else train_in_processes
     try:
         outcome = start(job, said, _asked_to_stop(signal_after))
+    except InterruptedRunError:
+        outcome = None
     except ModelError:
         if killed_at is None:
             raise

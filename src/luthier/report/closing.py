@@ -33,6 +33,9 @@ def closing_table(summary: "Summary", page: Path) -> None:
         if summary.systems:
             _print_systems(console, summary)
             console.print()
+        if summary.effects:
+            _print_effects(console, summary)
+            console.print()
         facts(console, [*run_facts(summary), *_gate_facts(summary)])
         console.print()
         if summary.bundle is not None:
@@ -75,6 +78,22 @@ def _print_systems(console: "Console", summary: "Summary") -> None:
             spelling.percent_interval(score.low, score.high),
             *([spelling.decimal(score.macro_f1)] if has_f1 else []),
             spelling.count(score.rows),
+        )
+    indented(console, table)
+
+
+def _print_effects(console: "Console", summary: "Summary") -> None:
+    numbers = ["sft", "dpo", "95 % interval", "change", "rows"]
+    table = columns(console, ("measure", *numbers), right=numbers)
+    for effect in summary.effects:
+        change = effect.difference
+        table.add_row(
+            effect.what,
+            spelling.percent(effect.before.share),
+            spelling.percent(effect.after.share),
+            spelling.percent_interval(effect.after.low, effect.after.high),
+            spelling.points(change.share) if change else "",
+            spelling.count(effect.rows),
         )
     indented(console, table)
 

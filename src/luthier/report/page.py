@@ -15,6 +15,7 @@ from luthier.report.errors_view import wrong_answers
 from luthier.report.lineage import SHOWN_DIGITS, unfold
 from luthier.report.listing import environment_facts, total_size_bytes
 from luthier.report.plots import Plot, confusion_plot, loss_plot, scores_plot
+from luthier.report.preference_plots import log_probability_plot, reward_plot
 from luthier.report.scores import Scores, read_scores
 from luthier.report.summary import summarise
 from luthier.report.training_log import read_training_log
@@ -85,7 +86,7 @@ def _template() -> "jinja2.Template":
     for filter_ in (
         spelling.percent, spelling.decimal, spelling.count, spelling.size, spelling.duration,
         spelling.value, spelling.status_word, spelling.comparison_sign, spelling.signed,
-        spelling.printable,
+        spelling.printable, spelling.points_interval,
     ):  # fmt: skip
         environment.filters[filter_.__name__] = filter_
     environment.filters["interval"] = lambda s: spelling.percent_interval(s.low, s.high)
@@ -100,7 +101,10 @@ def _plots(scores: Scores, artifacts: Mapping[str, Artifact]) -> dict[str, Plot]
     }
     for stage, artifact in artifacts.items():
         if artifact.kind == "adapter":
-            found[f"loss-{stage}"] = loss_plot(read_training_log(artifact), stage)
+            log = read_training_log(artifact)
+            found[f"loss-{stage}"] = loss_plot(log, stage)
+            found[f"rewards-{stage}"] = reward_plot(log, stage)
+            found[f"logps-{stage}"] = log_probability_plot(log, stage)
     return {name: plot for name, plot in found.items() if plot is not None}
 
 

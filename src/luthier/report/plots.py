@@ -32,9 +32,10 @@ class Plot:
     min_width_px: int = 0
 
 
-def _plot(
+def plot(
     plot_id: str, title: str, data: list[Any], layout: Mapping[str, Any], min_width_px: int = 0
 ) -> Plot:
+    """A figure for the page, from plotly's traces and layout."""
     import plotly.graph_objects as go
 
     figure = go.Figure(data=data)
@@ -70,11 +71,11 @@ def scores_plot(systems: Sequence[SystemScore], metric: str) -> Plot | None:
     layout = {
         "height": _FRAME_HEIGHT_PX + _BAR_HEIGHT_PX * len(systems),
         "margin": {"l": 10, "r": 25, "t": 10, "b": 10},
-        "xaxis": _axis(metric) | {"range": [0, 100], "ticksuffix": " %"},
+        "xaxis": axis(metric) | {"range": [0, 100], "ticksuffix": " %"},
         "yaxis": {"automargin": True, "autorange": "reversed", "fixedrange": True},
         "bargap": 0.35,
     }
-    return _plot("scores", f"Each system's {metric}, with its 95 % interval", [bars], layout)
+    return plot("scores", f"Each system's {metric}, with its 95 % interval", [bars], layout)
 
 
 def loss_plot(log: Sequence[Mapping[str, Any]], stage: str) -> Plot | None:
@@ -115,25 +116,26 @@ def loss_plot(log: Sequence[Mapping[str, Any]], stage: str) -> Plot | None:
                 marker={"size": 9},
             )
         )
-    return _plot(f"loss-{stage}", f"Loss while training ({stage})", data, _loss_layout())
+    return plot(f"loss-{stage}", f"Loss while training ({stage})", data, _loss_layout())
 
 
 def _loss_layout() -> dict[str, Any]:
     return {
         "height": 380,
         "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
-        "xaxis": _axis("step"),
-        "yaxis": _axis("loss, nats a token") | {"rangemode": "tozero"},
-        "yaxis2": _axis("learning rate") | {
+        "xaxis": axis("step"),
+        "yaxis": axis("loss, nats a token") | {"rangemode": "tozero"},
+        "yaxis2": axis("learning rate") | {
             "overlaying": "y", "side": "right", "showgrid": False, "rangemode": "tozero",
             "tickmode": "auto", "nticks": 5, "tickformat": ".1e",
         },
-        "legend": _legend_above(),
+        "legend": legend_above(),
         "hovermode": "x unified",
     }  # fmt: skip
 
 
-def _axis(title: str) -> dict[str, Any]:
+def axis(title: str) -> dict[str, Any]:
+    """An axis that keeps its place and leaves room for its labels."""
     return {
         "title": {"text": title, "standoff": 10},
         "automargin": True,
@@ -142,7 +144,8 @@ def _axis(title: str) -> dict[str, Any]:
     }
 
 
-def _legend_above() -> dict[str, Any]:
+def legend_above() -> dict[str, Any]:
+    """The legend above the frame, from the left."""
     return {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
 
 
@@ -183,11 +186,11 @@ def confusion_plot(confusion: Confusion) -> Plot:
     layout = {
         "height": frame_px + _CELL_PX * rows,
         "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
-        "xaxis": _axis("answered") | _named(confusion.columns) | {"tickangle": -55},
-        "yaxis": _axis("expected") | _named(confusion.labels) | {"autorange": "reversed"},
+        "xaxis": axis("answered") | _named(confusion.columns) | {"tickangle": -55},
+        "yaxis": axis("expected") | _named(confusion.labels) | {"autorange": "reversed"},
     }
     title = f"Rows by expected and answered class: {confusion.title}"
-    return _plot("confusion", title, [heatmap], layout, frame_px + _CELL_PX * columns)
+    return plot("confusion", title, [heatmap], layout, frame_px + _CELL_PX * columns)
 
 
 def _named(labels: Sequence[str]) -> dict[str, Any]:
@@ -234,12 +237,12 @@ def tokens_plot(plot_id: str, title: str, bins: Mapping[str, Sequence[int]]) -> 
         "height": 260,
         "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
         "barmode": "group",
-        "xaxis": _axis("tokens a row") | {"type": "category"},
-        "yaxis": _axis("share of the split's rows") | {"ticksuffix": " %"},
-        "legend": _legend_above() | {"traceorder": "normal"},
+        "xaxis": axis("tokens a row") | {"type": "category"},
+        "yaxis": axis("share of the split's rows") | {"ticksuffix": " %"},
+        "legend": legend_above() | {"traceorder": "normal"},
         "showlegend": True,
     }
-    return _plot(plot_id, title, data, layout, _BIN_PX * len(places))
+    return plot(plot_id, title, data, layout, _BIN_PX * len(places))
 
 
 def _at(rows: Sequence[int], place: int) -> int:

@@ -166,7 +166,7 @@ def _title(name: str, examples: int) -> str:
     form, _, way = name.partition("/")
     if form == "few-shot":
         form = f"{examples}-shot"
-    who = form if form == "tuned" else f"base {form}"
+    who = {"tuned": "tuned", "sft": "before dpo"}.get(form, f"base {form}")
     return f"{who}, {_WAYS.get(way, way)}" if way else who
 
 

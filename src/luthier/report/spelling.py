@@ -22,6 +22,11 @@ def percent_interval(low: float | None, high: float | None) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 
+def points_interval(difference: float, low: float, high: float) -> str:
+    """A difference of two shares in points, and its interval: `+38.1 (+30.2, +46.0)`."""
+    return f"{points(difference)} ({points(low)}, {points(high)})"
+
+
 def points(difference: float) -> str:
     """A difference of two shares, in percentage points with its sign: `+38.1`."""
     return f"{100 * difference:+.1f}"

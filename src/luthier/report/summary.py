@@ -9,6 +9,7 @@ from typing import Any
 from luthier.config import RunConfig
 from luthier.gates import Gate, failures, judged
 from luthier.report.dataset_rows import DATASET_KINDS
+from luthier.report.effects import Effect, read_effects
 from luthier.report.scores import Comparison, SystemScore, Target, read_scores
 from luthier.report.verdict import Verdict, judge
 from luthier.store import Artifact
@@ -41,6 +42,7 @@ class Summary:
     metric: str
     systems: Sequence[SystemScore]
     comparison: Comparison | None
+    effects: Sequence[Effect]
     target: Target | None
     training: Mapping[str, Any]
     sizes_bytes: Mapping[str, int]
@@ -76,6 +78,7 @@ def summarise(config: RunConfig, artifacts: Mapping[str, Artifact]) -> Summary:
         metric=scores.metric,
         systems=scores.systems,
         comparison=scores.comparison,
+        effects=read_effects(artifacts),
         target=scores.target,
         training=_training(artifacts),
         sizes_bytes=_sizes(artifacts),

@@ -155,14 +155,14 @@ def compute(
                 values[numbers] = np.array(log_p, dtype=np.float32)
                 task.advance(len(numbers))
             for numbers in batches[len(done) :]:
-                if asked_to_stop():
-                    raise InterruptedRunError(
-                        "Stopped on request. The same command continues from what is done."
-                    )
                 values[numbers] = scorer.score(rows, numbers)
                 kept = values[numbers].tolist()
                 journal.append({"log_p": kept, "sha256": sha256_json(kept)})
                 task.advance(len(numbers))
+                if asked_to_stop():
+                    raise InterruptedRunError(
+                        "Stopped on request. The same command continues from what is done."
+                    )
             found[split] = values
     return found
 
