@@ -9,7 +9,7 @@ import pytest
 
 from kill_cases import Runs, write_inputs
 
-KILLED = ("dropout", "qlora-nf4", "packing", "early-stopping", "adamw-8bit")
+KILLED = ("dropout", "qlora-nf4", "packing", "early-stopping", "adamw-8bit", "dpo")
 CHECKPOINT_FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",

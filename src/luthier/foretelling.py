@@ -10,50 +10,76 @@ from luthier.errors import ConfigError
 from luthier.models.sources import find_source
 from luthier.planning import PlannedStep
 from luthier.stages.base import BaseSection
+from luthier.training.dpo_section import DPOSection
 from luthier.training.prediction import (
     Prediction,
+    RowNumbers,
     hardware_named,
-    numbers_of,
+    numbers_for,
     predict,
     unknown_numbers,
 )
+from luthier.training.section import TrainingSection
 from luthier.training.sft_section import SFTSection
 
 DEFAULT_LENGTH_TOKENS = 2048
+_ROWS_OF = {"sft": "prepare", "dpo": "preferences"}
 
 
 def foretell(
     config: RunConfig, steps: Sequence[PlannedStep], hardware: str | None
-) -> Prediction | str | None:
-    """The prediction for the config's `sft`; a sentence when it cannot be told yet, None without
-    that section.
+) -> dict[str, Prediction | str]:
+    """By stage that trains: the prediction, or a sentence when it cannot be told yet.
 
     Args:
         config: the run config.
         steps: its plan, for the artifacts that are there.
-        hardware: instead of the section's own.
+        hardware: instead of the sections' own.
 
     Raises:
         ConfigError: the hardware or the model's architecture is not known.
     """
-    section = config.sections.get("sft")
-    if not isinstance(section, SFTSection):
+    sections = _training_sections(config)
+    if not sections:
         if hardware is not None:
             raise ConfigError(
-                f"{config.path}: --on {hardware} is about the section sft, not here."
+                f"{config.path}: --on {hardware} is about the sections sft and dpo, not here."
             )
-        return None
+        return {}
     here = {step.stage: step.artifact.path for step in steps if step.artifact is not None}
     model = _model_config(config, here.get("base"))
     if model is None:
-        return f"memory: known once the base is here. Run: luthier base {config.path}"
-    if "prepare" in here:
-        numbers = numbers_of(here["prepare"])
-    else:
-        numbers = unknown_numbers(
-            getattr(config.sections.get("prepare"), "max_length_tokens", 2048)
+        said = f"memory: known once the base is here. Run: luthier base {config.path}"
+        return {next(iter(sections)): said}
+    return {
+        stage: predict(
+            model,
+            section,
+            _numbers(config, section, here.get(_ROWS_OF[stage])),
+            hardware_named(hardware or section.hardware),
         )
-    return predict(model, section, numbers, hardware_named(hardware or section.hardware))
+        for stage, section in sections.items()
+    }
+
+
+def _training_sections(config: RunConfig) -> dict[str, TrainingSection]:
+    """Those of stages that train, dpo's with what it takes from sft."""
+    found: dict[str, TrainingSection] = {}
+    sft, dpo = config.sections.get("sft"), config.sections.get("dpo")
+    if isinstance(sft, SFTSection):
+        found["sft"] = sft
+    if isinstance(dpo, DPOSection):
+        found["dpo"] = dpo
+        if isinstance(sft, SFTSection) and sft.method != "full" and dpo.reference == "sft":
+            found["dpo"] = dpo.on_from(sft)
+    return found
+
+
+def _numbers(config: RunConfig, section: TrainingSection, dataset: Path | None) -> RowNumbers:
+    if dataset is not None:
+        return numbers_for(section, dataset)
+    prepared = config.sections.get(_ROWS_OF[section.stage_name])
+    return unknown_numbers(getattr(prepared, "max_length_tokens", DEFAULT_LENGTH_TOKENS))
 
 
 def _model_config(config: RunConfig, base: Path | None) -> Mapping[str, Any] | None:

@@ -39,6 +39,7 @@ GATES: Mapping[str, str] = {
     "packing-isolated": "F17: packed rows give the logits that they give alone",
     "validation-improves": "F26: training lowered the validation loss",
     "overfit": "F26: the kept weights are not far from the best ones seen",
+    "pairs-made": "the adapter's own answers gave enough pairs",
     "dpo-start": "F23: training began with the SFT adapter",
     "dpo-reference": "F23: the stored reference is the model as it was at its start",
     "dpo-first-step": "F23: the first step's margin is 0, and its loss that of no margin",

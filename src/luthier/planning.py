@@ -1,6 +1,6 @@
 """What a run would do to each stage, and why: reuse, go on, run, or wait for an earlier one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -82,7 +82,9 @@ class Planner:
                 not in the store, or what is to be forked is none of them.
             LuthierError: a stage would fail for what can be seen now: a file or program missing.
         """
-        stages = [stage for name, stage in discover().items() if name in self.config.sections]
+        stages = _after_their_makers(
+            [stage for name, stage in discover().items() if name in self.config.sections]
+        )
         names = [stage.name for stage in stages]
         if until is not None and until not in names:
             raise ConfigError(
@@ -265,3 +267,18 @@ class Planner:
                 f"and {slot.name} takes kind {slot.kind}."
             )
         return artifact
+
+
+def _after_their_makers(stages: Sequence[Stage[Any]]) -> list[Stage[Any]]:
+    """The stages in their order, each after those of them that make what it reads."""
+    waiting, placed = list(stages), list[Stage[Any]]()
+    while waiting:
+        missing = {stage.name for stage in waiting}
+        ready = next(
+            stage
+            for stage in waiting
+            if not missing & {maker for slot in stage.slots for maker in slot.stages}
+        )
+        waiting.remove(ready)
+        placed.append(ready)
+    return placed

@@ -5,7 +5,7 @@ token that two of them want goes through it once.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,15 +17,29 @@ TokenPath = tuple[Node, Sequence[int]]
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """Random answers to a prompt beside the greedy one: `count` of them, each token drawn from the
+    `top_k` likeliest at `temperature`. What is drawn depends on `seed`, the numbers of prompt and
+    answer, and on nothing else."""
+
+    count: int
+    temperature: float = 1.0
+    top_k: int = 50
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Asked:
     """What to do with each prompt.
 
-    `max_new_tokens` counts the stop token, 0 generates nothing; `labels` are scored when given.
+    `max_new_tokens` counts the stop token, 0 generates nothing; `labels` are scored when given;
+    with `sampling` random answers are generated too.
     """
 
     stop_token_ids: tuple[int, ...]
     max_new_tokens: int = 0
     labels: tuple[tuple[int, ...], ...] = ()
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +58,15 @@ class RowResult:
 
     `label_log_p` has, for each label, log p(its tokens and a stop token | prompt) in nats, None
     where the label was ruled out because its first tokens alone are less likely than the best
-    label. `reference_log_p` is that of the reference reply's tokens as given.
+    label. `reference_log_p` is that of the reference reply's tokens as given. `samples` are the
+    random answers: tokens, and how each ended.
     """
 
     tokens: tuple[int, ...]
     stop_reason: StopReason
     label_log_p: tuple[float | None, ...] | None
     reference_log_p: float | None
+    samples: tuple[tuple[tuple[int, ...], StopReason], ...] = ()
 
 
 def answer_chunk(
@@ -58,21 +74,31 @@ def answer_chunk(
     prompts: Sequence[Sequence[int]],
     asked: Asked,
     references: Sequence[Sequence[int]] | None = None,
+    first_row: int = 0,
 ) -> list[RowResult]:
     """Run one chunk of prompts (their tokens after the prefix) through the model.
 
     Args:
         references: one reply a row, whose log-probability is wanted.
+        first_row: the number of the first prompt among all, for what is drawn.
     """
     trie = LabelTrie.of(asked.labels)
     candidates = {*trie.tokens(), *asked.stop_token_ids}
     candidates.update(token for reply in references or () for token in reply)
-    rows = PackedRows(prefix, prompts, candidates)
-    greedy = [_Greedy(root, asked) for root in rows.roots]
+    sampling = asked.sampling
+    rows = PackedRows(prefix, prompts, candidates, likeliest=sampling.top_k if sampling else 0)
+    greedy = [_Free(root, asked, _likeliest) for root in rows.roots]
+    sampled = [
+        [_Free(root, asked, _drawn(sampling, row, n)) for n in range(sampling.count)]
+        if sampling
+        else []
+        for row, root in enumerate(rows.roots, first_row)
+    ]
     best = [_BestLabel(root, trie, asked, rows.column) for root in rows.roots if asked.labels]
     if references:
         rows.grow((root, reply[:-1]) for root, reply in zip(rows.roots, references, strict=True))
-    searches: list[_Greedy | _BestLabel] = [*greedy, *best]
+    drawn = [one for answers in sampled for one in answers]
+    searches: list[_Free | _BestLabel] = [*greedy, *drawn, *best]
     while wanted := [path for search in searches for path in search.wants()]:
         rows.grow(wanted)
     return [
@@ -83,18 +109,38 @@ def answer_chunk(
             reference_log_p=_chain_log_p(root, references[row], rows.column)
             if references
             else None,
+            samples=tuple((tuple(one.tokens), one.stop_reason) for one in sampled[row]),
         )
         for row, root in enumerate(rows.roots)
     ]
 
 
-class _Greedy:
-    """Free generation: the likeliest token, again and again."""
+def _likeliest(node: Node) -> int:
+    return node.greedy
 
-    def __init__(self, root: Node, asked: Asked) -> None:
+
+def _drawn(sampling: Sampling, row: int, answer: int) -> Callable[[Node], int]:
+    """Draws the next token; the generator's stream is NumPy's PCG64, stable between versions."""
+    import numpy as np
+
+    generator = np.random.Generator(np.random.PCG64([sampling.seed, row, answer]))
+
+    def draw(node: Node) -> int:
+        logits_L = node.likeliest_logits / sampling.temperature
+        shares_L = np.exp(logits_L - logits_L.max()).cumsum()
+        place = int(np.searchsorted(shares_L, generator.random() * shares_L[-1], side="right"))
+        return int(node.likeliest[min(place, len(shares_L) - 1)])
+
+    return draw
+
+
+class _Free:
+    """Free generation: the token that `choose` takes, again and again."""
+
+    def __init__(self, root: Node, asked: Asked, choose: Callable[[Node], int]) -> None:
         self.tokens: list[int] = []
         self.stop_reason: StopReason = "length"
-        self._node, self._asked = root, asked
+        self._node, self._asked, self._choose = root, asked, choose
         self._awaited: int | None = None
         self._done = asked.max_new_tokens == 0
 
@@ -107,7 +153,7 @@ class _Greedy:
                     yield self._node, (self._awaited,)
                     return
                 self._node = child
-            self._awaited = self._node.greedy
+            self._awaited = self._choose(self._node)
             if self._awaited in self._asked.stop_token_ids:
                 self.stop_reason, self._done = "stop", True
                 return

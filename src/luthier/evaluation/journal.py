@@ -3,8 +3,9 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from luthier.evaluation.systems import Prompt, Reply, System
+from luthier.evaluation.systems import Prompt, Reply, Sample, System
 from luthier.store.artifact import Workspace
 from luthier.store.journal import Journal
 
@@ -44,6 +45,10 @@ def collect(system: System, prompts: Sequence[Prompt], workspace: Workspace) -> 
     return Collected(replies, time.monotonic() - started, len(replies) - done)
 
 
-def _reply(found: dict[str, object]) -> Reply:
-    scores = found.pop("label_log_p")
-    return Reply(**found, label_log_p=None if scores is None else tuple(scores))  # type: ignore[arg-type]
+def _reply(found: dict[str, Any]) -> Reply:
+    scores, samples = found.pop("label_log_p"), found.pop("samples")
+    return Reply(
+        **found,
+        label_log_p=None if scores is None else tuple(scores),
+        samples=tuple(Sample(**one) for one in samples),
+    )

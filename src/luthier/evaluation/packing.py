@@ -6,7 +6,7 @@ only (FAILURES.md F36: padded equals unpadded because nothing is padded). The pr
 the model once; its keys and values are shared by every row of every chunk.
 
 Letters: Q queries of this forward, K slots of the cache (prefix, earlier tokens, these),
-V vocabulary, C candidates.
+V vocabulary, C candidates, L likeliest tokens.
 """
 
 import copy
@@ -31,7 +31,8 @@ class Node:
     """A row's prompt (`parent` None), or one token tried after a node, with what follows it.
 
     `greedy` is the likeliest next token, `log_p` the natural-log probabilities of the candidates
-    as next token. Both are set once the node went through the model.
+    as next token, `likeliest` the ids of the likeliest next tokens and `likeliest_logits` theirs,
+    where they are kept. All are set once the node went through the model.
     """
 
     row: int
@@ -41,6 +42,8 @@ class Node:
     chain: tuple[int, ...] = ()
     greedy: int = field(init=False)
     log_p: "NDArray[np.float64]" = field(init=False)
+    likeliest: "NDArray[np.int64]" = field(init=False)
+    likeliest_logits: "NDArray[np.float64]" = field(init=False)
     children: "dict[int, Node]" = field(default_factory=dict)
 
 
@@ -75,14 +78,19 @@ class PackedRows:
         prefix: what every prompt begins with.
         prompts: the tokens of each row after the prefix, at least one each.
         candidates: the token ids whose log-probabilities are kept at every node.
+        likeliest: of how many of the likeliest next tokens the logits are kept too.
     """
 
     def __init__(
-        self, prefix: SharedPrefix, prompts: Sequence[Sequence[int]], candidates: Iterable[int]
+        self,
+        prefix: SharedPrefix,
+        prompts: Sequence[Sequence[int]],
+        candidates: Iterable[int],
+        likeliest: int = 0,
     ) -> None:
         ids = sorted(set(candidates))
         self.column = {token: column for column, token in enumerate(ids)}
-        self._candidates = ids
+        self._candidates, self._likeliest = ids, likeliest
         self._prefix, self._model = prefix, prefix.model
         self._cache = prefix.cache()
         self._owners: list[int] = [_PREFIX] * prefix.length
@@ -182,6 +190,11 @@ class PackedRows:
         log_p_QC = (logits_QV[:, self._candidates].double() - total_Q1).cpu().numpy()
         for node, token, log_p in zip(nodes, greedy, log_p_QC, strict=True):
             node.greedy, node.log_p = token, log_p
+        if self._likeliest:
+            found_QL, ids_QL = logits_QV.topk(min(self._likeliest, logits_QV.shape[1]))
+            pairs = zip(found_QL.double().cpu().numpy(), ids_QL.cpu().numpy(), strict=True)
+            for node, (found_L, ids_L) in zip(nodes, pairs, strict=True):
+                node.likeliest_logits, node.likeliest = found_L, ids_L
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:

@@ -32,14 +32,26 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """A random answer, and how it ended."""
+
+    text: str
+    stop_reason: StopReason
+
+
+@dataclass(frozen=True)
 class Reply:
-    """What a system said to one prompt; log-probabilities in nats, None where there is none."""
+    """What a system said to one prompt; log-probabilities in nats, None where there is none.
+
+    `samples` are random answers, where they were asked for.
+    """
 
     id: str
     text: str
     stop_reason: StopReason
     label_log_p: tuple[float | None, ...] | None = None
     reference_log_p: float | None = None
+    samples: tuple[Sample, ...] = ()
 
 
 class System(Protocol):
@@ -83,9 +95,11 @@ class LocalSystem:
             return
         prefix = SharedPrefix(self._model, prompts[0].token_ids[:shared])
         for start, end in pairwise(cuts[cuts.index(done) :]):
-            yield self._answer(prefix, prompts[start:end])
+            yield self._answer(prefix, prompts[start:end], start)
 
-    def _answer(self, prefix: SharedPrefix, prompts: Sequence[Prompt]) -> list[Reply]:
+    def _answer(
+        self, prefix: SharedPrefix, prompts: Sequence[Prompt], first_row: int
+    ) -> list[Reply]:
         results = answer_chunk(
             prefix,
             [prompt.token_ids[prefix.length :] for prompt in prompts],
@@ -93,14 +107,35 @@ class LocalSystem:
             [prompt.reference for prompt in prompts]
             if any(prompt.reference for prompt in prompts)
             else None,
+            first_row,
         )
-        texts = self._tokenizer.batch_decode(
-            [list(result.tokens) for result in results], skip_special_tokens=True
-        )
+        texts = self._decoded([result.tokens for result in results])
         return [
-            Reply(prompt.id, text, result.stop_reason, result.label_log_p, result.reference_log_p)
+            Reply(
+                prompt.id,
+                text,
+                result.stop_reason,
+                result.label_log_p,
+                result.reference_log_p,
+                tuple(
+                    Sample(drawn, reason)
+                    for drawn, (_, reason) in zip(
+                        self._decoded([tokens for tokens, _ in result.samples]),
+                        result.samples,
+                        strict=True,
+                    )
+                ),
+            )
             for prompt, text, result in zip(prompts, texts, results, strict=True)
         ]
+
+    def _decoded(self, answers: Sequence[Sequence[int]]) -> list[str]:
+        if not answers:  # of which batch_decode makes one empty text
+            return []
+        texts: list[str] = self._tokenizer.batch_decode(
+            [list(tokens) for tokens in answers], skip_special_tokens=True
+        )
+        return texts
 
 
 def _cuts(costs: Sequence[int], limit: int) -> list[int]:

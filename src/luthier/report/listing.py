@@ -23,33 +23,40 @@ _SHOWN_TIME = len("2026-11-23T03:06")
 _LISTED_DIGITS = 8  # enough to type
 
 
-def plan_table(steps: "Sequence[PlannedStep]", foretold: "Prediction | str | None" = None) -> None:
-    """Print each stage with what would happen to it and why; then what training takes."""
+def plan_table(
+    steps: "Sequence[PlannedStep]", foretold: "Mapping[str, Prediction | str] | None" = None
+) -> None:
+    """Print each stage, what would happen to it and why; then what training takes, by stage."""
     with printing() as console:
         table = columns(console, ("stage", "state", "why"))
         for step in steps:
             why = step.artifact.ref if step.artifact else "\n".join(step.reasons)
             table.add_row(step.stage, styled(step.state, step.state), spelling.printable(why))
         console.print(table)
-        for line in _foretold_lines(foretold):
-            console.print(line, markup=False, highlight=False)
+        for stage, found in (foretold or {}).items():
+            for line in _foretold_lines(stage, found):
+                console.print(line, markup=False, highlight=False)
 
 
-def _foretold_lines(foretold: "Prediction | str | None") -> list[str]:
-    if foretold is None or isinstance(foretold, str):
-        return [foretold] if foretold else []
-    return estimate_lines(
-        foretold.fit, foretold.architecture, foretold.shape, foretold.hardware, foretold.time
+def _foretold_lines(stage: str, found: "Prediction | str") -> list[str]:
+    if isinstance(found, str):
+        return [found]
+    first, *others = estimate_lines(
+        found.fit, found.architecture, found.shape, found.hardware, found.time
     )
+    return [f"{stage}, {first}", *others]
 
 
 def plan_json(
-    steps: "Sequence[PlannedStep]", foretold: "Prediction | str | None" = None
+    steps: "Sequence[PlannedStep]", foretold: "Mapping[str, Prediction | str]"
 ) -> list[dict[str, Any]]:
-    """The plan as JSON values; what training takes stands as `estimate` with the stage sft."""
-    estimate = None
-    if foretold is not None and not isinstance(foretold, str):
-        estimate = as_json(foretold.fit, foretold.shape, foretold.hardware, foretold.time)
+    """The plan as JSON values; what training takes stands as `estimate` with stages that train."""
+    estimates: dict[str, Any] = {
+        stage: None
+        if isinstance(found, str)
+        else as_json(found.fit, found.shape, found.hardware, found.time)
+        for stage, found in foretold.items()
+    }
     return [
         {
             "stage": step.stage,
@@ -57,7 +64,7 @@ def plan_json(
             "reasons": step.reasons,
             "ref": step.artifact.ref if step.artifact else None,
         }
-        | ({"estimate": estimate} if step.stage == "sft" else {})
+        | ({"estimate": estimates[step.stage]} if step.stage in estimates else {})
         for step in steps
     ]
 

@@ -116,15 +116,16 @@ def loss_plot(log: Sequence[Mapping[str, Any]], stage: str) -> Plot | None:
                 marker={"size": 9},
             )
         )
-    return plot(f"loss-{stage}", f"Loss while training ({stage})", data, _loss_layout())
+    return plot(f"loss-{stage}", f"Loss while training ({stage})", data, _loss_layout(stage))
 
 
-def _loss_layout() -> dict[str, Any]:
+def _loss_layout(stage: str) -> dict[str, Any]:
+    title = "loss, nats a token" if stage == "sft" else "loss"
     return {
         "height": 380,
         "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
         "xaxis": axis("step"),
-        "yaxis": axis("loss, nats a token") | {"rangemode": "tozero"},
+        "yaxis": axis(title) | {"rangemode": "tozero"},
         "yaxis2": axis("learning rate") | {
             "overlaying": "y", "side": "right", "showgrid": False, "rangemode": "tozero",
             "tickmode": "auto", "nticks": 5, "tickformat": ".1e",

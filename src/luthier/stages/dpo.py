@@ -1,8 +1,6 @@
 """Stage `dpo`: preference optimisation, on from the SFT adapter, whose frozen state is the
 reference."""
 
-from typing import Any
-
 from luthier.errors import ConfigError
 from luthier.models.adapter_files import read_lora_section
 from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
@@ -10,6 +8,7 @@ from luthier.store.artifact import Artifact, Workspace
 from luthier.training.dpo_section import DPOSection
 from luthier.training.job import TrainingJob
 from luthier.training.session import train
+from luthier.training.sft_section import SFTSection
 from luthier.training.tracking import check_trackers
 
 
@@ -43,13 +42,18 @@ def run(section: DPOSection, inputs: StageInputs, workspace: Workspace) -> Stage
 
 
 def _on_from(section: DPOSection, adapter: Artifact) -> DPOSection:
-    """The section with what the SFT adapter brings: its shape, and its base's numerics."""
+    """The section with the adapter's shape and its base's numerics, as they are and not as a
+    config said them: the adapter may go on from another, and be of another run."""
     training = adapter.manifest.facts["training"]
-    lora = read_lora_section(adapter.path).model_copy(update={"dropout": 0.0})
-    brought: dict[str, Any] = {"lora": lora, "dtype": training["dtype"]}
-    if training["quantization"] is not None:
-        brought |= {"method": "qlora", "quantization": training["quantization"]}
-    return DPOSection.model_validate(dict(section) | brought)
+    quantization = training["quantization"]
+    brings = {
+        "lora": read_lora_section(adapter.path),
+        "dtype": training["dtype"],
+        "method": "lora" if quantization is None else "qlora",
+        "quantization": quantization or {},
+        "per_device_batch_size": 1,  # which a section must have, and this one is not asked for
+    }
+    return section.on_from(SFTSection.model_validate(brings))
 
 
 def _check(section: DPOSection, filled: frozenset[str]) -> None:

@@ -13,7 +13,7 @@ SCHEMA_VERSION: Final = 1
 MANIFEST_NAME = "manifest.json"
 
 ArtifactKind = Literal[
-    "base", "dataset", "preferences", "evaluation", "adapter", "model", "bundle"
+    "base", "dataset", "pairs", "preferences", "evaluation", "adapter", "model", "bundle"
 ]
 
 

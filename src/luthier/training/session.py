@@ -19,6 +19,7 @@ from luthier.training.checkpoints import (
     newest_intact,
     seed_checkpoint,
 )
+from luthier.training.dpo_section import DPOSection
 from luthier.training.job import Outcome, TrainingJob
 from luthier.training.kernels import slow_down, speed_up
 from luthier.training.learning import training_gates
@@ -157,25 +158,23 @@ def _set_up(
     asked_to_stop: Callable[[], bool],
 ) -> _Setting:
     section = job.section
-    rows = TrainingRows.load(job.dataset) if _is_sft(section) else PairRows.load(job.dataset)
+    kind = PairRows if isinstance(section, DPOSection) else TrainingRows
+    rows = kind.load(job.dataset)
     _check_validation(section, rows)
     model = make_model(job, rows.train)
     decisions = decide(section, model, pick_device())
     tokenizer = load_tokenizer(job.base)
     assert tokenizer.pad_token_id is not None, "the base stage saw to it"
     pad = int(tokenizer.pad_token_id)
-    if isinstance(section, SFTSection):
-        objective = supervised_objective(section, decisions, rows, model, job.seed, pad)
-    else:
-        assert isinstance(rows, PairRows), "loaded above"
+    if isinstance(rows, PairRows):
+        assert isinstance(section, DPOSection), "it has pairs"
         objective = preference_objective(
             Making(job, section, decisions, rows, model, pad, reporter, asked_to_stop)
         )
+    else:
+        assert isinstance(section, SFTSection), "it has rows"
+        objective = supervised_objective(section, decisions, rows, model, job.seed, pad)
     return _Setting(job, reporter, prediction, model, tokenizer, decisions, objective, Meter())
-
-
-def _is_sft(section: TrainingSection) -> bool:
-    return isinstance(section, SFTSection)
 
 
 def _check_validation(section: TrainingSection, rows: TrainingRows) -> None:

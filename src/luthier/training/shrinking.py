@@ -115,8 +115,8 @@ class ShrinkingStep:
         if self.parts >= max(len(batch) for batch in self._batches):
             raise ModelError(
                 "Out of memory with a single row in a batch. Shorten the rows "
-                "(prepare.max_length_tokens), set sft.gradient_checkpointing: true, or use "
-                "sft.method: qlora."
+                "(max_length_tokens of prepare or preferences), set gradient_checkpointing: true, "
+                "or use method: qlora."
             )
         self.parts *= 2
         self.shrunk.append(self.parts)
