@@ -404,3 +404,40 @@ def test_what_it_starts_from_is_said(fields: dict[str, Any], filled: list[str], 
     section = DPOSection.model_validate({"per_device_batch_size": 2} | fields)
     with pytest.raises(ConfigError, match=said):
         STAGE.check(section, frozenset(filled))
+
+
+def test_the_adapter_brings_its_shape_and_numerics(tiny_base: Path, tmp_path: Path) -> None:
+    """As it is on disk; a PiSSA adapter, which is stored with twice its rank, too."""
+    from luthier.stages.dpo import _on_from
+    from luthier.store import Artifact, Manifest
+
+    shape = {"r": 6, "alpha": 3, "dropout": 0.1, "use_rslora": True, "target_modules": ["q_proj"]}
+    for init, rank in (("default", 6), ("pissa", 12)):
+        lora = shape | {"init_lora_weights": init}
+        folder = sft_adapter(tiny_base, tmp_path / init, lora=lora)
+        facts = {"training": {"dtype": "bfloat16", "quantization": {"type": "nf4"}}}
+        adapter = Artifact(folder, Manifest.model_construct(kind="adapter", facts=facts))
+        section = DPOSection.model_validate({"per_device_batch_size": 2, "beta": 0.4})
+        found = _on_from(section, adapter)
+        assert (found.lora.r, found.lora.dropout, found.lora.target_modules) == (
+            rank,
+            0,
+            ["q_proj"],
+        )
+        assert (found.method, found.dtype, found.beta) == ("qlora", "bfloat16", 0.4)
+
+
+def test_numbers_of_pairs_are_those_of_the_rows(preferences: Path) -> None:
+    from luthier.training.prediction import numbers_of_pairs
+
+    pairs = token_pairs(12, seed=3)
+    prompts = [len(row["prompt_ids"]) for row in pairs]
+    replies = [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in pairs]
+    for share, times in ((True, 1), (False, 2)):
+        found = numbers_of_pairs(preferences, share_prompt=share)
+        lengths = [times * p + r for p, r in zip(prompts, replies, strict=True)]
+        assert (found.rows, found.longest, found.supervised_most) == (
+            12, max(lengths), max(replies),
+        )  # fmt: skip
+        assert found.mean == pytest.approx(sum(lengths) / 12)
+        assert found.shared_prefix == (len(PREFIX) if share else 0)
