@@ -76,11 +76,11 @@ CASES: dict[str, dict[str, Any]] = {
         "checkpoint_every_steps": 2,
     },
 }
-# Preference optimisation, on from an adapter that is made first: 40 pairs of 10 a batch, whose
+# Preference optimisation, on from an adapter that is made first: 80 pairs of 20 a batch, whose
 # reference takes three batches.
 PAIR_CASES: dict[str, dict[str, Any]] = {
-    "dpo": {"loss_type": ["sigmoid", "sft"], "per_device_batch_size": 10},
-    "dpo-qlora": {"per_device_batch_size": 10, "method": "qlora"},
+    "dpo": {"loss_type": ["sigmoid", "sft"], "per_device_batch_size": 20},
+    "dpo-qlora": {"per_device_batch_size": 20, "method": "qlora"},
 }
 CASES |= PAIR_CASES
 # Case: what it is forked from, at a step whose best weights so far are of an earlier one.
@@ -246,7 +246,7 @@ class Runs:
 def write_inputs(root: Path) -> tuple[Path, Path]:
     """(base, dataset) for every case."""
     _join(_process(write_base, root / "base"))
-    write_pairs(root / "pairs", train=40)
+    write_pairs(root / "pairs", train=80)
     return root / "base", write_dataset(root / "dataset")
 
 

@@ -38,8 +38,9 @@ def test_killed_training_ends_bitwise_as_if_it_had_not_been(
     assert history.result == runs.expected, history.kills
 
 
-# A fork starts from step 7 and comes to its own end; it is not its parent's.
-@pytest.mark.parametrize(("case", "stops"), [("dropout", 12), ("fork", 5)])
+# A fork starts from step 7 and comes to its own end; it is not its parent's. The reference of dpo
+# is computed in three batches, each of which is a place to stop too.
+@pytest.mark.parametrize(("case", "stops"), [("dropout", 12), ("fork", 5), ("dpo", 15)])
 def test_training_stopped_at_every_step_ends_bitwise_the_same(
     case: str, stops: int, inputs: tuple[Path, Path], tmp_path: Path
 ) -> None:
