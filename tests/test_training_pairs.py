@@ -278,7 +278,7 @@ def test_the_reference_goes_on_and_is_shared(
     job = pair_job(tiny_base, preferences, tmp_path / "parts" / "job", start=start, max_steps=2)
     for done in (1, 2):
         with pytest.raises(InterruptedRunError):
-            run_job(job, stopping_after(1))
+            run_job(job, stopping_after(0))
         assert len((job.scratch / "reference-train.jsonl").read_bytes().splitlines()) == done
     scored: list[int] = []
     score = Scorer.score
