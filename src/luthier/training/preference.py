@@ -12,6 +12,7 @@ from luthier.models.adapter_files import ADAPTER_WEIGHTS
 from luthier.models.loading import pick_device
 from luthier.progress import Reporter
 from luthier.store.environment import package_versions
+from luthier.training.batches import LengthSortedBatches, row_lengths
 from luthier.training.divergence import StartWeights, divergence
 from luthier.training.dpo_section import DPOSection
 from luthier.training.job import TrainingJob
@@ -157,8 +158,6 @@ def _validate(
 ) -> dict[str, float]:
     """Means over the held-out pairs: the loss and what `PairMeter` has, and the divergence."""
     import torch
-
-    from luthier.training.batches import LengthSortedBatches, row_lengths
 
     assert rows.validation is not None, "load sees to it"
     meter, total = PairMeter(), 0.0
