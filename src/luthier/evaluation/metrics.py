@@ -195,7 +195,7 @@ def key_hits(answers: Sequence[Answer]) -> dict[str, list[bool]]:
     the order of those rows that expect it."""
     hits: dict[str, list[bool]] = {}
     for answer in answers:
-        expected, found = _object(answer.expected), _object(answer.answer)
+        expected, found = json_object(answer.expected), json_object(answer.answer)
         if expected is None:
             return {}
         for key, value in expected.items():
@@ -203,7 +203,8 @@ def key_hits(answers: Sequence[Answer]) -> dict[str, list[bool]]:
     return hits
 
 
-def _object(text: str) -> dict[str, Any] | None:
+def json_object(text: str) -> dict[str, Any] | None:
+    """The JSON object that a text is, or None for anything else."""
     try:
         found = json.loads(text)
     except ValueError:

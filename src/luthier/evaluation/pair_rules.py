@@ -5,13 +5,13 @@ and makes one pair of them, or says why not. What is nearly the same on both sid
 and is dropped.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from luthier.evaluation.labels import read_exact, read_lenient
+from luthier.evaluation.metrics import json_object
 from luthier.evaluation.rows import AskedRow
 from luthier.evaluation.systems import Reply
 
@@ -47,9 +47,9 @@ class Drawn:
         if self.labels:
             read = read_lenient if leniently else read_exact
             return read(answer, self.labels) == self.row.expected
-        expected = parsed(self.row.expected)
+        expected = json_object(self.row.expected)
         if expected is not None:
-            return parsed(answer) == expected
+            return json_object(answer) == expected
         return answer.strip() == self.row.expected.strip()
 
 
@@ -84,9 +84,9 @@ def gold(drawn: Drawn) -> MadePair | Why:
 def valid_json(drawn: Drawn) -> MadePair | Why:
     """The most frequent right answer that is JSON, else the expected reply, against the most
     frequent answer that is not JSON."""
-    valid = [one for one in drawn.answers if parsed(one) is not None and drawn.is_right(one)]
+    valid = [one for one in drawn.answers if json_object(one) is not None and drawn.is_right(one)]
     for answer, count in zip(drawn.answers, drawn.counts, strict=True):
-        if parsed(answer) is None:
+        if json_object(answer) is None:
             chosen = valid[0] if valid else drawn.row.expected
             return MadePair(chosen, answer, {"times_drawn": count, "is_own": bool(valid)})
     return "no invalid answer" if drawn.answers else "no answer ended by itself"
@@ -121,15 +121,6 @@ RULES: Mapping[Rule, Callable[[Drawn], MadePair | Why]] = {
     "valid_json": valid_json,
     "shorter": shorter,
 }
-
-
-def parsed(text: str) -> dict[str, Any] | None:
-    """A JSON object, or None for anything else."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _alike(one: str, other: str) -> bool:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import datasets
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from luthier.training.loss import Head
@@ -182,21 +183,19 @@ def adapter_digest(model: "PreTrainedModel") -> str:
     """SHA-256 over the names and float32 values of a model's adapter, as it would be saved."""
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode())
-        digest.update(state[name].detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return _digest(get_peft_model_state_dict(model, save_embedding_layers=False))
 
 
 def stored_adapter_digest(weights: Path) -> str:
     """`adapter_digest` of an adapter's safetensors file."""
     from safetensors.torch import load_file
 
-    state = load_file(weights)
+    return _digest(load_file(weights))
+
+
+def _digest(state: "Mapping[str, Tensor]") -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
-        digest.update(state[name].float().contiguous().numpy().tobytes())
+        digest.update(state[name].detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
