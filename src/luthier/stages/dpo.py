@@ -4,9 +4,9 @@ reference."""
 from luthier.errors import ConfigError
 from luthier.models.adapter_files import read_lora_section
 from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
+from luthier.stages.training import training_job, training_result
 from luthier.store.artifact import Artifact, Workspace
 from luthier.training.dpo_section import DPOSection
-from luthier.training.job import TrainingJob
 from luthier.training.session import train
 from luthier.training.sft_section import SFTSection
 from luthier.training.tracking import check_trackers
@@ -21,24 +21,11 @@ def run(section: DPOSection, inputs: StageInputs, workspace: Workspace) -> Stage
         reference_inputs["adapter"] = start.digest
     else:
         reference_inputs["fresh adapter"] = f"{section.lora.init_lora_weights}, seed {inputs.seed}"
-    job = TrainingJob(
-        name=inputs.name,
-        seed=inputs.seed,
-        section=section,
-        base=inputs["base"].path,
-        base_name=str(inputs["base"].manifest.facts["source"]["name"]),
-        dataset=inputs["preferences"].path,
-        start=start.path if start else None,
-        fork=inputs.fork.checkpoint if inputs.fork else None,
-        outputs=workspace.path,
-        scratch=workspace.scratch,
-        shared=workspace.shared,
-        reference_inputs=reference_inputs,
-    )
+    job = training_job(
+        section, inputs, workspace, rows=inputs["preferences"], start=start
+    ).model_copy(update={"shared": workspace.shared, "reference_inputs": reference_inputs})
     outcome = train(job, workspace.reporter, lambda: workspace.stop.requested)
-    workspace.raise_if_stopped()
-    assert outcome is not None, "training ends early only when it is asked to"
-    return StageResult(outcome.metrics, outcome.gates, outcome.facts, outcome.timings_seconds)
+    return training_result(outcome, workspace)
 
 
 def _on_from(section: DPOSection, adapter: Artifact) -> DPOSection:

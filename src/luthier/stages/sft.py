@@ -2,8 +2,8 @@
 
 from luthier.errors import ConfigError
 from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
+from luthier.stages.training import training_job, training_result
 from luthier.store.artifact import Workspace
-from luthier.training.job import TrainingJob
 from luthier.training.launch import train_in_processes
 from luthier.training.session import train
 from luthier.training.sft_section import SFTSection
@@ -13,24 +13,12 @@ from luthier.training.tracking import check_trackers
 
 def run(section: SFTSection, inputs: StageInputs, workspace: Workspace) -> StageResult:
     """Train, or go on training, and write the adapter."""
-    start = inputs.get("start")
-    job = TrainingJob(
-        name=inputs.name,
-        seed=inputs.seed,
-        section=section,
-        base=inputs["base"].path,
-        base_name=str(inputs["base"].manifest.facts["source"]["name"]),
-        dataset=inputs["dataset"].path,
-        start=start.path if start else None,
-        fork=inputs.fork.checkpoint if inputs.fork else None,
-        outputs=workspace.path,
-        scratch=workspace.scratch,
+    job = training_job(
+        section, inputs, workspace, rows=inputs["dataset"], start=inputs.get("start")
     )
     start_training = train if section.processes == 1 else train_in_processes
     outcome = start_training(job, workspace.reporter, lambda: workspace.stop.requested)
-    workspace.raise_if_stopped()
-    assert outcome is not None, "training ends early only when it is asked to"
-    return StageResult(outcome.metrics, outcome.gates, outcome.facts, outcome.timings_seconds)
+    return training_result(outcome, workspace)
 
 
 def _check(section: SFTSection, _filled: frozenset[str]) -> None:

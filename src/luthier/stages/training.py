@@ -1,0 +1,41 @@
+"""What stages that train share: from their inputs to a job, from its outcome to a result."""
+
+from luthier.stages.contract import StageInputs, StageResult
+from luthier.store.artifact import Artifact, Workspace
+from luthier.training.dpo_section import DPOSection
+from luthier.training.job import Outcome, TrainingJob
+from luthier.training.sft_section import SFTSection
+
+
+def training_job(
+    section: SFTSection | DPOSection,
+    inputs: StageInputs,
+    workspace: Workspace,
+    *,
+    rows: Artifact,
+    start: Artifact | None,
+) -> TrainingJob:
+    """The job of a stage that trains on `rows`, on from the adapter `start` where there is one."""
+    return TrainingJob(
+        name=inputs.name,
+        seed=inputs.seed,
+        section=section,
+        base=inputs["base"].path,
+        base_name=str(inputs["base"].manifest.facts["source"]["name"]),
+        dataset=rows.path,
+        start=start.path if start else None,
+        fork=inputs.fork.checkpoint if inputs.fork else None,
+        outputs=workspace.path,
+        scratch=workspace.scratch,
+    )
+
+
+def training_result(outcome: Outcome | None, workspace: Workspace) -> StageResult:
+    """What training measured, as the stage's result.
+
+    Raises:
+        InterruptedRunError: it was asked to stop.
+    """
+    workspace.raise_if_stopped()
+    assert outcome is not None, "training ends early only when it is asked to"
+    return StageResult(outcome.metrics, outcome.gates, outcome.facts, outcome.timings_seconds)
