@@ -123,8 +123,11 @@ def test_without_an_adapter_it_refuses_before_anything_runs(project: Path, tmp_p
     assert done.returncode == 2
     assert "there is none: the config has no section sft" in done.stderr
     assert not (tmp_path / "artifacts" / "base").exists()
-    on_base = luthier(tmp_path, "run", "run.yaml", "--set", "dpo.reference=base")
+    shutil.copy(tmp_path / "run.yaml", project / "on-base.yaml")
+    on_base = luthier(project, "run", "on-base.yaml", "--set", "dpo.reference=base", "--json")
     assert on_base.returncode == 0, on_base.stderr
+    states = {name: step["state"] for name, step in steps_of(on_base.stdout).items()}
+    assert states == {"base": "reuse", "preferences": "reuse", "dpo": "run"}
 
 
 def test_full_fine_tuning_before_it_is_refused(project: Path) -> None:

@@ -60,6 +60,10 @@ _ACTS = (  # what anybody does: a refusal only beside an apology, or in a short 
     r"|track|record|listen|monitor|teach|explain|describe|perform|execute|process|promote"
     r"|encourage|talk about|speak about|continue with)\b"
 )
+_FAILS = (  # what goes wrong while obliging, or is said in a letter; no refusal
+    r"(?:find|locate|see|hear|understand|make (?:it|out)|reach|connect|recogni[sz]e|remember|recall"
+    r"|believe|wait|imagine|stop|sleep|be|have|say|tell you how)\b"
+)
 
 _DECLINES = re.compile(
     rf"{_START}{_UNABLE}\W+{_ADVERBS}{_SERVES}"
@@ -77,7 +81,10 @@ _DECLINES_SORRILY = re.compile(
     r"|\bi can only\b|\bi (?:do not|don't) have (?:direct |real-time )?access\b)"
     rf"|\b{_SORRY}\W+(?:but )?(?:that|this|it|your request)\b.*\b(?:privacy|private|confidential"
     r"|not (?:possible|allowed|permitted|appropriate|supported))\b"
-    r"|^\W*(?:i'm )?sorry,? (?:but )?no\b"
+    r"|^\W*(?:i'm )?sorry,? (?:but )?no\W*$"
+    r"|^\W*(?:(?:i'm|i am) )?(?:\w+ly )?(?:sorry|afraid|unfortunately)\b,? (?:but |that )?"
+    r"(?:i|we)(?:\s+|(?='))(?:can'?t|can\s?not|can no longer"
+    rf"|(?:'m|am|'re|are)\s+(?:unable|not able) to)\s+(?:\w+ly\s+)?(?!{_FAILS})\w"
 )
 
 

@@ -33,8 +33,9 @@ from luthier.evaluation.summary import (
 )
 from luthier.evaluation.systems import LocalSystem
 from luthier.gates import Gate, check
-from luthier.models.loading import load_model, load_tokenizer
+from luthier.models.loading import load_tokenizer
 from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
+from luthier.stages.training import load_trained
 from luthier.store.artifact import Artifact, Workspace
 
 _SYSTEM, _BEFORE = "tuned", "sft"
@@ -157,15 +158,9 @@ def _ask(
     inputs: StageInputs,
     workspace: Workspace,
 ) -> _Answered:
-    """One adapter on its base, in the numerics that it was trained in."""
-    base, training = inputs["base"].path, adapter.manifest.facts["training"]
-    tokenizer = load_tokenizer(base)
-    model = load_model(
-        base,
-        dtype=training["dtype"],
-        adapter=adapter.path,
-        quantization=training["quantization"],
-    )
+    """What one adapter on its base says."""
+    base = inputs["base"]
+    tokenizer, model = load_tokenizer(base.path), load_trained(base, adapter)
     labels = label_tokens(tokenizer, plan.info, plan.rows[0])
     system = LocalSystem(name, model, tokenizer, plan.asked(labels))
     answers, spent = ask(system, trained_prompts(plan.info.task, plan.rows), plan, workspace)

@@ -24,8 +24,9 @@ from luthier.evaluation.pair_rules import (
 from luthier.evaluation.rows import load_rows
 from luthier.evaluation.systems import LocalSystem, Prompt
 from luthier.gates import check
-from luthier.models.loading import load_model, load_tokenizer
+from luthier.models.loading import load_tokenizer
 from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
+from luthier.stages.training import load_trained
 from luthier.store.artifact import Workspace
 from luthier.store.files import write_atomically
 
@@ -76,17 +77,11 @@ def run(section: PairsSection, inputs: StageInputs, workspace: Workspace) -> Sta
     rows = load_rows(dataset, "train", section.limit_rows, inputs.seed)
     tokens = section.max_new_tokens or longest_reply(rows) + _MARGIN_TOKENS
     sampling = Sampling(section.samples, section.temperature, section.top_k, inputs.seed)
-    training = adapter.manifest.facts["training"]
-    base = inputs["base"].path
+    base = inputs["base"]
     system = LocalSystem(
         "pairs",
-        load_model(
-            base,
-            dtype=training["dtype"],
-            adapter=adapter.path,
-            quantization=training["quantization"],
-        ),
-        load_tokenizer(base),
+        load_trained(base, adapter),
+        load_tokenizer(base.path),
         Asked(tuple(info.stop_token_ids), tokens, sampling=sampling),
     )
     collected = collect(system, [Prompt(row.id, row.prompt_ids) for row in rows], workspace)

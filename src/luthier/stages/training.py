@@ -1,10 +1,16 @@
-"""What stages that train share: from their inputs to a job, from its outcome to a result."""
+"""From a stage's inputs to a training job, from its outcome to a result, and to the model again."""
 
+from typing import TYPE_CHECKING
+
+from luthier.models.loading import load_model
 from luthier.stages.contract import StageInputs, StageResult
 from luthier.store.artifact import Artifact, Workspace
 from luthier.training.dpo_section import DPOSection
 from luthier.training.job import Outcome, TrainingJob
 from luthier.training.sft_section import SFTSection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def training_job(
@@ -39,3 +45,14 @@ def training_result(outcome: Outcome | None, workspace: Workspace) -> StageResul
     workspace.raise_if_stopped()
     assert outcome is not None, "training ends early only when it is asked to"
     return StageResult(outcome.metrics, outcome.gates, outcome.facts, outcome.timings_seconds)
+
+
+def load_trained(base: Artifact, adapter: Artifact) -> "PreTrainedModel":
+    """The model that a stage trained, in the numerics that it was trained in."""
+    training = adapter.manifest.facts["training"]
+    return load_model(
+        base.path,
+        dtype=training["dtype"],
+        adapter=adapter.path,
+        quantization=training["quantization"],
+    )
