@@ -1,4 +1,4 @@
-"""From a stage's inputs to a training job, from its outcome to a result, and to the model again."""
+"""What stages share that train, or use what was trained: jobs, results and models."""
 
 from typing import TYPE_CHECKING
 
