@@ -229,7 +229,9 @@ def luthiers_loader(trainer: Any, seed: int) -> Any:
 
     rows = trainer.train_dataset
     lengths = [sum(len(row[name]) for name in rows.column_names) for row in rows]
-    batches = LengthSortedBatches(lengths, rows=BATCH_PAIRS, tokens=None, seed=seed)
+    batches = LengthSortedBatches(
+        lengths, rows=BATCH_PAIRS, tokens=None, seed=seed, by_length=False
+    )
     loader = trainer.accelerator.prepare(
         DataLoader(rows, batch_sampler=batches, collate_fn=trainer.data_collator)
     )

@@ -24,18 +24,18 @@ def test_quickstart_with_lora_and_then_with_qlora(tmp_path: Path) -> None:
     store = str(tmp_path / "artifacts")
     lora = run_quickstart("quickstart.yaml", store)
     assert {step["state"] for step in lora.values()} == {"run"}
-    qlora = run_quickstart("quickstart_qlora.yaml", store)
+    qlora = run_quickstart("quickstart_qlora.yaml", store, "--set", "sft.max_steps=5")
     assert qlora["base"]["state"] == qlora["baseline"]["state"] == "reuse"
     manifest = json.loads((Path(qlora["merge"]["path"]) / "manifest.json").read_text("utf-8"))
     assert manifest["facts"]["base_weights"] in ("original", "dequantized")
     assert set(manifest["metrics"]["validation_loss"]) == {"original", "dequantized"}
 
 
-def run_quickstart(config: str, store: str) -> dict[str, Any]:
+def run_quickstart(config: str, store: str, *more: str) -> dict[str, Any]:
     """The config with fewer rows, to its end; its steps by stage, checked."""
     done = luthier(
         ROOT, "run", f"configs/{config}", "--json", "--set", FEWER_ROWS, "--set", WARN_ONLY,
-        "--set", EASIER_EXPORT, store=store,
+        "--set", EASIER_EXPORT, *more, store=store,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

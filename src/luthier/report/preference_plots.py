@@ -71,8 +71,11 @@ def _layout(title: str, second_title: str) -> dict[str, Any]:
         "height": 420,
         "xaxis": axis("step"),
         "yaxis": axis(title),
-        "yaxis2": axis(second_title) | {"overlaying": "y", "side": "right", "showgrid": False},
+        "yaxis2": axis(second_title) | {
+            "overlaying": "y", "side": "right", "showgrid": False, "rangemode": "tozero",
+            "tickmode": "auto", "nticks": 6,
+        },
         "legend": legend_above(),
         "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
         "hovermode": "x unified",
-    }
+    }  # fmt: skip

@@ -54,7 +54,7 @@ def decide(section: TrainingSection, model: "PreTrainedModel", device: str) -> D
             section, "share_prefix", _against_sharing(section) or _against_prefixes_of(model)
         ),
         supervised_head=_decide(section, "supervised_head", None),
-        length_sorted=_decide(section, "length_sorted", None),
+        length_sorted=_decide(section, "length_sorted", None, _against_sorting(section)),
         split_batches=_decide(section, "split_batches", _against_splitting(section)),
         packing=_decide(section, "packing", *_against_packing(section, model, device)),
         fused_lora=_decide(section, "fused_lora", _against_fusing(section)),
@@ -76,6 +76,18 @@ def _decide(
     if switch is True:
         return Decision(True, "switched on in the config")
     return Decision(False, unwise) if unwise is not None else Decision(True, "exact and faster")
+
+
+def _against_sorting(section: TrainingSection) -> str | None:
+    """Why rows of like length are better not put together; None where it does no harm.
+
+    On data/scope_policy, where refusals are short, a step of four sorted pairs saw one kind of
+    request, and the last ones had the last word: of four runs with slightly other rates and rows
+    one refused nothing and one 55 %. Mixed steps took the same time.
+    """
+    if section.stage_name == "dpo":
+        return "kinds of pairs differ in length, and a step would see one kind only"
+    return None
 
 
 def _against_splitting(section: TrainingSection) -> str | None:
