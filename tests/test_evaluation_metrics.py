@@ -8,7 +8,7 @@ import pytest
 from luthier.errors import DataError
 from luthier.evaluation.answers import Answer
 from luthier.evaluation.labels import read_exact, read_lenient
-from luthier.evaluation.metrics import METRICS, Answered, measure
+from luthier.evaluation.metrics import METRICS, Answered, macro_f1_change, measure
 from luthier.evaluation.statistics import wilson_interval
 from luthier.evaluation.summary import judge_target
 
@@ -142,6 +142,21 @@ def test_the_rule_of_10_and_20_points(successes: int, rows: int, verdict: str) -
 def test_a_target_that_the_task_does_not_measure() -> None:
     with pytest.raises(DataError, match=r"target.metric is exact_match; task classification has"):
         judge_target(summary_of(3, 6), "exact_match", 0.8)
+
+
+def test_macro_f1_s_change_is_paired() -> None:
+    rows: list[tuple[str, str | None]] = [("web", "web"), ("net", "web"), ("net", "net")] * 40
+    better: list[tuple[str, str | None]] = [
+        *rows[:-12],
+        *[(label, label) for label, _ in rows[-12:]],
+    ]
+    same = macro_f1_change(answered(rows), answered(rows))
+    assert (same["difference"], same["interval"]) == (0, [0, 0])
+    change = macro_f1_change(answered(rows), answered(better))
+    assert change["difference"] == pytest.approx(change["new"] - change["old"])
+    low, high = change["interval"]
+    assert 0 < low < change["difference"] < high
+    assert high - low < (change["new_interval"][1] - change["new_interval"][0]) / 2
 
 
 def test_macro_f1_interval_covers_what_a_binomial_would() -> None:

@@ -62,6 +62,11 @@ def project(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def facts_of(artifact: Path) -> dict[str, Any]:
+    manifest = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
+    return dict(manifest["facts"])
+
+
 def steps_of(output: str) -> dict[str, Any]:
     return {step["stage"]: step for step in json.loads(output)["stages"]}
 
@@ -72,6 +77,12 @@ def test_it_is_sft_then_dpo_then_both_evaluated(project: Path) -> None:
     assert list(steps) == ["base", "prepare", "preferences", "sft", "dpo", "evaluate"]
     gates = {gate["id"]: gate["status"] for gate in steps["dpo"]["gates"]}
     assert {gates[name] for name in ("dpo-start", "dpo-reference", "dpo-first-step")} == {"pass"}
+    sorted_by_length = {
+        stage: facts_of(project / steps[stage]["path"])["training"]["performance"]["length_sorted"]
+        for stage in ("sft", "dpo")
+    }
+    assert sorted_by_length["sft"]["on"]
+    assert not sorted_by_length["dpo"]["on"]
     evaluation = json.loads((project / steps["evaluate"]["path"] / "evaluation.json").read_bytes())
     assert set(evaluation["systems"]) == {
         f"{who}/{way}" for who in ("sft", "tuned") for way in ("generation", "likelihood")
@@ -81,7 +92,7 @@ def test_it_is_sft_then_dpo_then_both_evaluated(project: Path) -> None:
     assert evaluation["pairs"]["rows"] == 12
     assert evaluation["pairs"]["systems"]["tuned"]["refused"]["rows"] == 6
     assert {effect["what"] for effect in first["summary"]["effects"]} >= {
-        "task: accuracy", "out of scope: refused", "in scope: refused",
+        "task: accuracy", "task: macro-F1", "out of scope: refused", "in scope: refused",
     }  # fmt: skip
     page = Path(project / first["report"]).read_text(encoding="utf-8")
     for said in ("Before and after dpo", "Rewards while training (dpo)", "KL to the reference"):
@@ -93,10 +104,8 @@ def test_a_second_run_reuses_all_and_a_trial_the_reference(project: Path) -> Non
     assert {step["state"] for step in steps_of(again.stdout).values()} == {"reuse"}
     trial = luthier(project, "dpo", "run.yaml", "--set", "dpo.beta=0.3", "--json")
     assert trial.returncode == 0, trial.stderr
-    manifest = json.loads(
-        (project / json.loads(trial.stdout)["path"] / "manifest.json").read_text()
-    )
-    assert manifest["facts"]["reference"]["reused"] is True
+    facts = facts_of(project / json.loads(trial.stdout)["path"])
+    assert facts["reference"]["reused"] is True
     assert "those of an earlier run" in trial.stderr
     assert luthier(project, "verify", "--all").returncode == 0
 

@@ -8,7 +8,7 @@ from luthier.evaluation.answers import Answer, generated
 from luthier.evaluation.engine import Asked
 from luthier.evaluation.held_out_pairs import HeldOutPair
 from luthier.evaluation.journal import collect
-from luthier.evaluation.metrics import key_hits
+from luthier.evaluation.metrics import Answered, key_hits, macro_f1_change
 from luthier.evaluation.statistics import PairedTest, compare
 from luthier.evaluation.systems import LocalSystem, Prompt
 from luthier.gates import Gate, check
@@ -37,20 +37,31 @@ def ask_pairs(
 
 
 def compare_task(
-    before: Sequence[Answer], after: Sequence[Answer], *, alpha: float, seed: int
+    before: Sequence[Answer],
+    after: Sequence[Answer],
+    labels: Sequence[str],
+    *,
+    alpha: float,
+    seed: int,
 ) -> dict[str, Any]:
-    """The part `kept` of evaluation.json: the paired test on the task's rows, and of a task that
-    answers with JSON objects one for each of their keys."""
+    """The part `kept` of evaluation.json: the paired test on the task's rows, of a task with
+    labels the change of macro-F1, and of one that answers with JSON objects a test for each of
+    their keys."""
 
     def paired(new: Sequence[bool], old: Sequence[bool]) -> PairedTest:
         return compare(new, old, alpha=alpha, seed=seed)
 
     whole = paired([one.correct for one in after], [one.correct for one in before])
     old, new = key_hits(before), key_hits(after)
-    return {
+    kept: dict[str, Any] = {
         "whole": asdict(whole),
         "keys": {key: asdict(paired(new[key], old[key])) for key in new},
     }
+    if labels:
+        kept["macro_f1"] = macro_f1_change(
+            Answered(before, labels, seed), Answered(after, labels, seed)
+        )
+    return kept
 
 
 def kept_gate(kept: Mapping[str, Any], max_task_drop: float) -> Gate:
@@ -76,5 +87,11 @@ def describe_task(kept: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"  {name} after dpo: {test['new_accuracy']:.3f}, before {test['old_accuracy']:.3f}; "
             f"{test['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        )
+    if change := kept.get("macro_f1"):
+        low, high = change["interval"]
+        lines.append(
+            f"  macro-F1 after dpo: {change['new']:.3f}, before {change['old']:.3f}; "
+            f"{change['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
         )
     return lines

@@ -118,7 +118,8 @@ def exact_match(answered: Answered) -> float:
     return answered.correct / len(answered.answers)
 
 
-def _f1_interval(answered: Answered) -> Interval:
+def _f1_resamples(answered: Answered) -> "NDArray[np.float64]":
+    """Macro-F1 of resampled rows; the same rows for every system that answered as many."""
     import numpy as np
 
     generator, rows = np.random.default_rng(answered.seed), len(answered.pairs)
@@ -128,7 +129,11 @@ def _f1_interval(answered: Answered) -> Interval:
         )
         for _ in range(_RESAMPLES)
     ]
-    return percentile_interval(np.array(values))
+    return np.array(values)
+
+
+def _f1_interval(answered: Answered) -> Interval:
+    return percentile_interval(_f1_resamples(answered))
 
 
 @metric("classification", interval=_f1_interval)
@@ -138,6 +143,23 @@ def macro_f1(answered: Answered) -> float:
     Interval: percentile bootstrap over rows, seeded.
     """
     return _macro_f1(answered.confusion)
+
+
+def macro_f1_change(before: Answered, after: Answered) -> dict[str, Any]:
+    """Macro-F1 of two systems' answers to the same rows and their difference, with intervals.
+
+    Interval: percentile bootstrap over rows, the same rows for both, seeded.
+    """
+    old, new = macro_f1(before), macro_f1(after)
+    old_resampled, new_resampled = _f1_resamples(before), _f1_resamples(after)
+    return {
+        "old": old,
+        "old_interval": list(percentile_interval(old_resampled)),
+        "new": new,
+        "new_interval": list(percentile_interval(new_resampled)),
+        "difference": new - old,
+        "interval": list(percentile_interval(new_resampled - old_resampled)),
+    }
 
 
 @metric("classification")

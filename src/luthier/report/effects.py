@@ -10,7 +10,7 @@ from luthier.store import Artifact
 
 @dataclass(frozen=True)
 class Portion:
-    """A share with its 95 % interval."""
+    """A share, or a macro-F1, with its 95 % interval."""
 
     share: float
     low: float
@@ -55,6 +55,14 @@ def _of_task(found: Mapping[str, Any]) -> Iterator[Effect]:
             _wilson(test["new_accuracy"], test["rows"]),
             test["rows"],
             Portion(test["difference"], *test["interval"]),
+        )
+    if change := found["kept"].get("macro_f1"):
+        yield Effect(
+            f"task: {metric_word('macro_f1')}",
+            Portion(change["old"], *change["old_interval"]),
+            Portion(change["new"], *change["new_interval"]),
+            found["kept"]["whole"]["rows"],
+            Portion(change["difference"], *change["interval"]),
         )
 
 

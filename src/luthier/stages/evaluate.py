@@ -182,7 +182,7 @@ def _before_and_after(
     """What evaluation.json, the terminal and the gates get of dpo's effect."""
     way = plan.scoring[0]
     before, after = (asked[name].answers[f"{name}/{way}"] for name in (_BEFORE, _SYSTEM))
-    kept = compare_task(before, after, alpha=section.alpha, seed=seed)
+    kept = compare_task(before, after, plan.info.labels, alpha=section.alpha, seed=seed)
     found = {
         name: behaviour(
             pairs, one.pair_answers, one.answers.get(f"{name}/generation", []), one.pair_tokens
