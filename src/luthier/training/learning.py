@@ -79,7 +79,7 @@ def _validation_gates(log: list[dict[str, Any]], kept_step: int | None) -> list[
             kept,
             "<",
             found[0],
-            f"validation loss, nats a supervised token; {found[0]:.4g} before training",
+            f"loss on held-out rows; {found[0]:.4g} before training",
         ),
         check(
             "overfit",
