@@ -116,6 +116,13 @@ def make_teachable_base(folder: Path, tokenizer: Path) -> Path:
     return folder
 
 
+def make_teachable(folder: Path, tokenizer: Path, *, test: int) -> tuple[Artifact, Artifact]:
+    """A base that can be taught, and 40 rows of three classes to teach it, `test` to ask it."""
+    base = make_teachable_base(folder / "base", tokenizer)
+    rows = make_dataset(folder / "data", base, task="classification", train=40, test=test)
+    return base_artifact(base), artifact(rows, "dataset")
+
+
 def train_adapter(base: Path, dataset: Path, folder: Path, *, steps: int) -> Artifact:
     """LoRA on the dataset's own tokens; without steps it changes nothing."""
     folder.mkdir()

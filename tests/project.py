@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -14,6 +15,13 @@ UNTRAINED_GATES = (
     "gguf-score",
     "served-is-tuned",
     "stop-at-serve",
+)
+# What dpo on a random base does to its answers shows nothing.
+UNTRAINED_DPO_GATES = (
+    "task-score-kept",
+    "length-bias",
+    "reward-accuracy",
+    "likelihood-displacement",
 )
 ROOT = Path(__file__).parent.parent
 SECTIONS = ROOT / "data" / "package_sections"
@@ -59,6 +67,15 @@ def write_project(folder: Path, base: Path, *, train: int = 48, test: int = 16) 
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return path
+
+
+def read_dpo_config(path: Path) -> dict[str, Any]:
+    """The config of a project up to what dpo needs, for `preferences` and `dpo` to be added."""
+    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for name in ("baseline", "merge", "export"):
+        del config[name]
+    config["gates"] = dict.fromkeys(UNTRAINED_DPO_GATES, "warn")
+    return config
 
 
 def start(folder: Path, *arguments: str, store: str = "artifacts") -> "subprocess.Popen[str]":

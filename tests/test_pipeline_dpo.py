@@ -18,7 +18,7 @@ from luthier.evaluation.held_out_pairs import (
     summarise_pairs,
 )
 from luthier.evaluation.rows import AskedRow
-from project import luthier, write_project
+from project import luthier, read_dpo_config, write_project
 
 ROOT = Path(__file__).parent.parent
 REFUSAL = "Sorry, I can only help with your home."
@@ -34,9 +34,7 @@ def project(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         source = ROOT / "data" / "scope_policy" / f"{split}.jsonl"
         rows = source.read_text(encoding="utf-8").splitlines()[:count]
         (folder / f"pairs-{split}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for name in ("baseline", "merge", "export"):
-        del config[name]
+    config = read_dpo_config(path)
     config["preferences"] = {
         "task": "preference",
         "sources": [
@@ -52,9 +50,6 @@ def project(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "per_device_batch_size": 6,
         "checkpoint_every_steps": 2,
     }
-    # A random base learns nothing that its answers would show.
-    lowered = ("task-score-kept", "length-bias", "reward-accuracy", "likelihood-displacement")
-    config["gates"] = dict.fromkeys(lowered, "warn")
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     done = luthier(folder, "run", "run.yaml", "--json")
     assert done.returncode == 0, done.stderr
@@ -72,8 +67,8 @@ def steps_of(output: str) -> dict[str, Any]:
 
 
 def test_it_is_sft_then_dpo_then_both_evaluated(project: Path) -> None:
-    first = json.loads((project / "first.json").read_text(encoding="utf-8"))
-    steps = {step["stage"]: step for step in first["stages"]}
+    said = (project / "first.json").read_text(encoding="utf-8")
+    first, steps = json.loads(said), steps_of(said)
     assert list(steps) == ["base", "prepare", "preferences", "sft", "dpo", "evaluate"]
     gates = {gate["id"]: gate["status"] for gate in steps["dpo"]["gates"]}
     assert {gates[name] for name in ("dpo-start", "dpo-reference", "dpo-first-step")} == {"pass"}
@@ -95,8 +90,8 @@ def test_it_is_sft_then_dpo_then_both_evaluated(project: Path) -> None:
         "task: accuracy", "task: macro-F1", "out of scope: refused", "in scope: refused",
     }  # fmt: skip
     page = Path(project / first["report"]).read_text(encoding="utf-8")
-    for said in ("Before and after dpo", "Rewards while training (dpo)", "KL to the reference"):
-        assert said in page
+    for shown in ("Before and after dpo", "Rewards while training (dpo)", "KL to the reference"):
+        assert shown in page
 
 
 def test_a_second_run_reuses_all_and_a_trial_the_reference(project: Path) -> None:

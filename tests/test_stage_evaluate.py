@@ -8,9 +8,7 @@ import pytest
 
 from evaluation_cases import (
     artifact,
-    base_artifact,
-    make_dataset,
-    make_teachable_base,
+    make_teachable,
     run_stage,
     train_adapter,
 )
@@ -33,9 +31,7 @@ class Case:
 @pytest.fixture(scope="module")
 def case(smol_tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("evaluate")
-    tiny = make_teachable_base(folder / "base", smol_tokenizer_dir)
-    rows = make_dataset(folder / "data", tiny, task="classification", train=40, test=60)
-    base, dataset = base_artifact(tiny), artifact(rows, "dataset")
+    base, dataset = make_teachable(folder, smol_tokenizer_dir, test=60)
     answered = folder / "baseline"
     answered.mkdir()
     section = baseline.BaselineSection(few_shot=2)

@@ -81,17 +81,14 @@ def kept_gate(kept: Mapping[str, Any], max_task_drop: float) -> Gate:
 
 def describe_task(kept: Mapping[str, Any]) -> list[str]:
     """Lines for the terminal."""
-    lines = []
-    for name, test in (("task", kept["whole"]), *kept["keys"].items()):
-        low, high = test["interval"]
-        lines.append(
-            f"  {name} after dpo: {test['new_accuracy']:.3f}, before {test['old_accuracy']:.3f}; "
-            f"{test['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
-        )
+    changes = [
+        (name, test["old_accuracy"], test["new_accuracy"], test)
+        for name, test in (("task", kept["whole"]), *kept["keys"].items())
+    ]
     if change := kept.get("macro_f1"):
-        low, high = change["interval"]
-        lines.append(
-            f"  macro-F1 after dpo: {change['new']:.3f}, before {change['old']:.3f}; "
-            f"{change['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
-        )
-    return lines
+        changes.append(("macro-F1", change["old"], change["new"], change))
+    return [
+        f"  {name} after dpo: {new:.3f}, before {old:.3f}; {found['difference']:+.3f} "
+        "[{:+.3f}, {:+.3f}]".format(*found["interval"])
+        for name, old, new, found in changes
+    ]

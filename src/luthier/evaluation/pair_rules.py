@@ -106,9 +106,9 @@ def shorter(drawn: Drawn) -> MadePair | Why:
 
 def judged(drawn: Drawn, min_margin: float) -> MadePair | Why:
     """The answer with the highest score against the one with the lowest."""
-    assert drawn.scores is not None, "the judge was asked"
     if len(drawn.answers) < 2:
         return "fewer than two answers"
+    assert drawn.scores is not None, "the judge was asked"
     ranked = sorted(zip(drawn.scores, drawn.answers, strict=True))
     (low, rejected), (high, chosen) = ranked[0], ranked[-1]
     if high - low < min_margin or _alike(chosen, rejected):

@@ -39,9 +39,11 @@ _START = (  # of a clause: "she knew that I can't help" is a story
     r"(?:^|[,;:)\]*>-]\s*|\b(?:but|however|therefore|thus|so|because|and|unfortunately|model"
     r"|assistant|ai|(?:sorry|afraid|regret|think|believe|sure)(?: that)?)\s+)"
 )
+_WE = r"(?:i|we)(?:\s+|(?='))"
+_CANNOT = r"can'?t|can\s?not"
 _UNABLE = (
-    r"(?:i|we)(?:\s+|(?='))(?:"
-    r"can'?t|can\s?not|won't(?: be able to)?|will not(?: be able to)?|shouldn't|should not"
+    rf"{_WE}(?:{_CANNOT}"
+    r"|won't(?: be able to)?|will not(?: be able to)?|shouldn't|should not"
     r"|(?:'m|am|'re|are)\s+(?:\w+ly\s+)?(?:unable to|not (?:\w+ly\s+)?(?:able|allowed|permitted"
     r"|authori[sz]ed|programmed|designed|willing|going|here|comfortable)(?: to)?)"
     r"|(?:do not|don't) (?:feel comfortable|have (?:the ability|permission) to)"
@@ -84,7 +86,7 @@ _DECLINES_SORRILY = re.compile(
     r"|not (?:possible|allowed|permitted|appropriate|supported))\b"
     r"|^\W*(?:i'm )?sorry,? (?:but )?no\W*$"
     r"|^\W*(?:(?:i'm|i am) )?(?:\w+ly )?(?:sorry|afraid|unfortunately)\b,? (?:but |that )?"
-    r"(?:i|we)(?:\s+|(?='))(?:can'?t|can\s?not|can no longer"
+    rf"{_WE}(?:{_CANNOT}|can no longer"
     rf"|(?:'m|am|'re|are)\s+(?:unable|not able) to)\s+(?:\w+ly\s+)?(?!{_FAILS})\w"
 )
 

@@ -138,10 +138,7 @@ def _made(section: PairsSection, drawn: list[Drawn]) -> list[MadePair | Why]:
     judge = section.judge
     scored = iter(ask_judge(judge.command, several, judge.timeout_seconds) if several else [])
     return [
-        judged(next(scored), judge.min_margin)
-        if len(one.answers) > 1
-        else "fewer than two answers"
-        for one in drawn
+        judged(next(scored) if len(one.answers) > 1 else one, judge.min_margin) for one in drawn
     ]
 
 

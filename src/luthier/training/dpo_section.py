@@ -131,13 +131,8 @@ class DPOSection(TrainingSection):
     def on_from(self, trained: TrainingSection) -> "DPOSection":
         """This section with what an SFT adapter brings: its shape and its base's numerics."""
         lora = trained.lora.model_copy(update={"dropout": 0.0, "init_lora_weights": "default"})
-        brought = {
-            "method": trained.method,
-            "lora": lora,
-            "quantization": trained.quantization,
-            "dtype": trained.dtype,
-        }
-        return DPOSection.model_validate(dict(self) | brought)
+        brought = {name: getattr(trained, name) for name in _BROUGHT}
+        return DPOSection.model_validate(dict(self) | brought | {"lora": lora})
 
     def brought_by_sft(self) -> list[str]:
         """The fields given here although `reference: sft` takes them from the SFT adapter."""
