@@ -12,7 +12,7 @@ from typing import Literal
 from luthier.evaluation.labels import LabelTrie
 from luthier.evaluation.packing import Node, PackedRows, SharedPrefix
 
-StopReason = Literal["stop", "length"]
+StopReason = Literal["stop", "length", "missing"]  # missing: no answer could be had
 TokenPath = tuple[Node, Sequence[int]]
 
 

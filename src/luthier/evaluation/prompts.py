@@ -40,8 +40,19 @@ class PromptForm:
         """The whole prompt of one row."""
         if self.task == "completion":
             return self._plain(tokenizer, row)
-        messages = [*self._opening(row), *row.asked]
+        messages = self.messages(row)
         return encode(tokenizer, render(tokenizer, messages, add_generation_prompt=True))
+
+    def messages(self, row: AskedRow) -> list[Message]:
+        """The conversation that ends with one row's question; none for bare text."""
+        return [] if self.task == "completion" else [*self._opening(row), *row.asked]
+
+    def text(self, row: AskedRow) -> str:
+        """The bare text that one row's reply goes on after; empty for conversations."""
+        if self.task != "completion":
+            return ""
+        asked = "".join(message["content"] for message in row.messages[:-1])
+        return f"{self._before()}{asked}"
 
     def _opening(self, row: AskedRow) -> list[Message]:
         system = self.instruction or next(
@@ -53,11 +64,14 @@ class PromptForm:
         return opening
 
     def _plain(self, tokenizer: "PreTrainedTokenizerBase", row: AskedRow) -> list[int]:
-        blocks = [self.instruction] if self.instruction else []
-        blocks += ["".join(m["content"] for m in example.messages) for example in self.examples]
-        before = encode(tokenizer, "".join(f"{block}{_BETWEEN_COMPLETIONS}" for block in blocks))
+        before = encode(tokenizer, self._before())
         bos = 1 if row.prompt_ids[:1] == (tokenizer.bos_token_id,) else 0
         return [*row.prompt_ids[:bos], *before, *row.prompt_ids[bos:]]
+
+    def _before(self) -> str:
+        blocks = [self.instruction] if self.instruction else []
+        blocks += ["".join(m["content"] for m in example.messages) for example in self.examples]
+        return "".join(f"{block}{_BETWEEN_COMPLETIONS}" for block in blocks)
 
 
 def make_prompts(
@@ -65,14 +79,30 @@ def make_prompts(
 ) -> list[Prompt]:
     """Every row asked in this form; free-text tasks bring their reference reply."""
     return [
-        Prompt(row.id, tuple(form.token_ids(tokenizer, row)), _reference(form.task, row))
+        Prompt(
+            row.id,
+            tuple(form.token_ids(tokenizer, row)),
+            _reference(form.task, row),
+            tuple(form.messages(row)),
+            form.text(row),
+        )
         for row in rows
     ]
 
 
 def trained_prompts(task: Task, rows: Sequence[AskedRow]) -> list[Prompt]:
     """Every row asked with the very tokens that training saw before the reply."""
-    return [Prompt(row.id, row.prompt_ids, _reference(task, row)) for row in rows]
+    form = PromptForm(task, None)
+    return [
+        Prompt(
+            row.id,
+            row.prompt_ids,
+            _reference(task, row),
+            tuple(row.messages[:-1]) if task != "completion" else (),
+            form.text(row),
+        )
+        for row in rows
+    ]
 
 
 def label_instruction(info: DatasetInfo) -> str | None:

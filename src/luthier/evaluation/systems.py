@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
+from luthier.data.rows import Message
 from luthier.evaluation.engine import Asked, StopReason, answer_chunk
 from luthier.evaluation.packing import SharedPrefix, common_prefix
 
@@ -24,11 +25,17 @@ _LONG_CHUNK_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row's question: the prompt's token ids, and the reply whose likelihood is wanted."""
+    """One row's question, as a model in this process and as a server is asked it.
+
+    `token_ids` are those of the whole prompt, `messages` its conversation, `text` its text where
+    the task has no conversation. `reference` is the reply whose likelihood is wanted.
+    """
 
     id: str
     token_ids: tuple[int, ...]
     reference: tuple[int, ...] = ()
+    messages: tuple[Message, ...] = ()
+    text: str = ""
 
 
 @dataclass(frozen=True)
