@@ -123,13 +123,22 @@ def make_teachable(folder: Path, tokenizer: Path, *, test: int) -> tuple[Artifac
     return base_artifact(base), artifact(rows, "dataset")
 
 
-def train_adapter(base: Path, dataset: Path, folder: Path, *, steps: int) -> Artifact:
-    """LoRA on the dataset's own tokens; without steps it changes nothing."""
+def train_adapter(
+    base: Path,
+    dataset: Path,
+    folder: Path,
+    *,
+    steps: int,
+    learning_rate: float = 5e-3,
+    only_label: str | None = None,
+) -> Artifact:
+    """LoRA on the dataset's own tokens, perhaps of one class; without steps it changes nothing."""
     folder.mkdir()
     model = attach(load_model(base), LoraSection(r=16, alpha=32), seed=1)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=5e-3)
-    batch = padded(load_split(dataset, "train").to_list()[:24])
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate)
+    rows = load_split(dataset, "train").to_list()
+    batch = padded([row for row in rows if only_label in (None, row["label"])][:24])
     model.train()
     for _ in range(steps):
         summed_loss(model, batch, share_prefix=True).backward()

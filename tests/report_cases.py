@@ -12,7 +12,8 @@ from luthier.config import RunConfig
 from luthier.data.summary import DatasetInfo
 from luthier.evaluation.answers import Answer, write_answers
 from luthier.evaluation.statistics import compare
-from luthier.evaluation.summary import judge_target, summarize, write_summary
+from luthier.evaluation.summary import summarize, write_summary
+from luthier.evaluation.target import judge_target
 from luthier.gates import Gate, check
 from luthier.interrupts import StopFlag
 from luthier.pipeline import load_run

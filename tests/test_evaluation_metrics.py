@@ -10,7 +10,7 @@ from luthier.evaluation.answers import Answer
 from luthier.evaluation.labels import read_exact, read_lenient
 from luthier.evaluation.metrics import METRICS, Answered, macro_f1_change, measure
 from luthier.evaluation.statistics import wilson_interval
-from luthier.evaluation.summary import judge_target
+from luthier.evaluation.target import judge_target
 
 LABELS = ["net", "science", "web"]
 

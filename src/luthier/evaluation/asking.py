@@ -2,14 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from luthier.data.summary import DatasetInfo
 from luthier.evaluation.answers import Answer, Reading, Scoring, generated, likeliest
 from luthier.evaluation.engine import Asked
 from luthier.evaluation.journal import Collected, collect
 from luthier.evaluation.rows import AskedRow
-from luthier.evaluation.systems import Prompt, System
+from luthier.evaluation.speed import Speed, measure_speed, spread
+from luthier.evaluation.systems import LocalSystem, Prompt, System
 from luthier.store.artifact import Workspace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,25 @@ class Plan:
             max_new_tokens=self.max_new_tokens if "generation" in self.scoring else 0,
             labels=tuple(labels) if "likelihood" in self.scoring else (),
         )
+
+
+def local_speed(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    plan: Plan,
+    prompts: Sequence[Prompt],
+    spent: Collected,
+    rows: int,
+) -> Speed | None:
+    """How fast a model in this process gives free answers; None for no rows or none given."""
+    if not rows or "generation" not in plan.scoring:
+        return None
+
+    def make(max_new_tokens: int) -> LocalSystem:
+        asked = Asked(tuple(plan.info.stop_token_ids), max_new_tokens)
+        return LocalSystem("alone", model, tokenizer, asked)
+
+    return measure_speed(make, spread(prompts, rows), plan.max_new_tokens, spent, tokenizer)
 
 
 def usable_scoring(info: DatasetInfo, wanted: Sequence[Scoring]) -> list[Scoring]:

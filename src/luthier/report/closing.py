@@ -69,7 +69,14 @@ def done_json(done: "DoneStep") -> dict[str, Any]:
 
 def _print_systems(console: "Console", summary: "Summary") -> None:
     has_f1 = any(score.macro_f1 is not None for score in summary.systems)
-    numbers = [summary.metric, "95 % interval", *(["macro-F1"] if has_f1 else []), "rows"]
+    has_speed = any(score.p50_seconds is not None for score in summary.systems)
+    numbers = [
+        summary.metric,
+        "95 % interval",
+        *(["macro-F1"] if has_f1 else []),
+        "rows",
+        *(["request"] if has_speed else []),
+    ]
     table = columns(console, ("system", *numbers), right=numbers)
     for score in summary.systems:
         table.add_row(
@@ -78,6 +85,7 @@ def _print_systems(console: "Console", summary: "Summary") -> None:
             spelling.percent_interval(score.low, score.high),
             *([spelling.decimal(score.macro_f1)] if has_f1 else []),
             spelling.count(score.rows),
+            *([spelling.latency(score.p50_seconds)] if has_speed else []),
         )
     indented(console, table)
 

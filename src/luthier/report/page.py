@@ -86,7 +86,7 @@ def _template() -> "jinja2.Template":
     for filter_ in (
         spelling.percent, spelling.decimal, spelling.count, spelling.size, spelling.duration,
         spelling.value, spelling.status_word, spelling.comparison_sign, spelling.signed,
-        spelling.printable, spelling.points_interval,
+        spelling.printable, spelling.points_interval, spelling.latency,
     ):  # fmt: skip
         environment.filters[filter_.__name__] = filter_
     environment.filters["interval"] = lambda s: spelling.percent_interval(s.low, s.high)

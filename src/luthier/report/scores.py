@@ -5,13 +5,20 @@ The only place of the report that knows evaluation.json; what is not there is No
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.store import Artifact
 
+if TYPE_CHECKING:
+    from luthier.evaluation.shipping import ShipVerdict
+    from luthier.evaluation.speed import Speed
+
 Role = Literal["baseline", "tuned", "served"]
 
-_ROLES: Mapping[str, Role] = {"baseline": "baseline", "evaluate": "tuned"}
+_ROLES: Mapping[str, Role] = {"baseline": "baseline", "evaluate": "tuned", "accept": "served"}
+_JUDGES = ("accept", "evaluate")  # the last word first
+_BASE_FORMS = ("zero-shot", "nearest")
+GGUF_PREFIX = "gguf-"
 _WAYS = {"generation": "free answer", "likelihood": "likeliest label"}
 _NO_CLASS = "no class"  # the last column; evaluation calls it `other`, as a class can be called
 _METRIC_WORDS = {"macro_f1": "macro-F1", "exact_match": "exact match"}
@@ -23,7 +30,8 @@ class SystemScore:
 
     `score` is the task's first metric, a share, `low` and `high` its 95 % interval. `cut_off`
     counts answers that did not end by themselves, `nats_per_token` is the loss on the expected
-    replies; None where it was not measured.
+    replies, `p50_seconds` and `p95_seconds` are of requests asked one at a time; None where it was
+    not measured.
     """
 
     system: str
@@ -36,6 +44,8 @@ class SystemScore:
     macro_f1: float | None = None
     nats_per_token: float | None = None
     cut_off: int | None = None
+    p50_seconds: float | None = None
+    p95_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,7 @@ class Scores:
     classes: Sequence[ClassScore]
     tuned: str | None
     tuned_title: str
+    ship: "ShipVerdict | None" = None
 
 
 def metric_word(metric: str) -> str:
@@ -111,11 +122,17 @@ def read_scores(artifacts: Mapping[str, Artifact]) -> Scores:
     Raises:
         DataError: an evaluation cannot be read.
     """
+    from luthier.evaluation.shipping import read_verdict
+    from luthier.evaluation.speed import read_speeds
     from luthier.evaluation.summary import read_summary
 
     found = {stage: read_summary(artifacts[stage].path) for stage in _ROLES if stage in artifacts}
-    systems = [score for stage, one in found.items() for score in _systems(stage, one)]
-    if "export" in artifacts:
+    systems = [
+        score
+        for stage, one in found.items()
+        for score in _systems(stage, one, read_speeds(artifacts[stage].path))
+    ]
+    if "export" in artifacts and "accept" not in artifacts:
         systems += _served(artifacts["export"])
     baseline, evaluation = found.get("baseline", {}), found.get("evaluate", {})
     tuned = _compared_system(evaluation)
@@ -132,7 +149,15 @@ def read_scores(artifacts: Mapping[str, Artifact]) -> Scores:
         classes=[ClassScore(label, **of) for label, of in measured.get("per_class", {}).items()],
         tuned=tuned,
         tuned_title=title,
+        ship=next(
+            (read_verdict(found[stage]["ship"]) for stage in _JUDGES if _is_judged(found, stage)),
+            None,
+        ),
     )
+
+
+def _is_judged(found: Mapping[str, Any], stage: str) -> bool:
+    return bool(found.get(stage, {}).get("ship", {}).get("rules"))
 
 
 def _compared_system(evaluation: Mapping[str, Any]) -> str | None:
@@ -143,10 +168,13 @@ def _compared_system(evaluation: Mapping[str, Any]) -> str | None:
     return str(compared.get("new", evaluation["best_system"]))
 
 
-def _systems(stage: str, evaluation: Mapping[str, Any]) -> Iterator[SystemScore]:
+def _systems(
+    stage: str, evaluation: Mapping[str, Any], speeds: "Mapping[str, Speed]"
+) -> Iterator[SystemScore]:
     metric = evaluation["primary_metric"]
     for name, system in evaluation["systems"].items():
         low, high = system["intervals"][metric]
+        speed = speeds.get(name)
         yield SystemScore(
             system=name,
             title=_title(name, len(evaluation.get("few_shot_ids", ()))),
@@ -158,6 +186,8 @@ def _systems(stage: str, evaluation: Mapping[str, Any]) -> Iterator[SystemScore]
             macro_f1=system["metrics"].get("macro_f1"),
             nats_per_token=system["metrics"].get("reference_nats_per_token"),
             cut_off=system.get("truncated"),
+            p50_seconds=speed.request_seconds.p50 if speed else None,
+            p95_seconds=speed.request_seconds.p95 if speed else None,
         )
 
 
@@ -166,7 +196,12 @@ def _title(name: str, examples: int) -> str:
     form, _, way = name.partition("/")
     if form == "few-shot":
         form = f"{examples}-shot"
-    who = {"tuned": "tuned", "sft": "before dpo"}.get(form, f"base {form}")
+    if form in _BASE_FORMS or form.endswith("-shot"):
+        who = f"base {form}"
+    elif form.startswith(GGUF_PREFIX):
+        who = f"GGUF {form.removeprefix(GGUF_PREFIX)}"
+    else:
+        who = {"sft": "before dpo"}.get(form, form)
     return f"{who}, {_WAYS.get(way, way)}" if way else who
 
 

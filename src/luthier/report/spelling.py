@@ -72,6 +72,13 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def latency(seconds: float | None) -> str:
+    """Of one request: `42 ms`, `1.3 s`."""
+    if seconds is None:
+        return NOTHING
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
 def rate(per_second: float) -> str:
     """Without false digits: `812`, `3.4`."""
     return count(per_second) if per_second >= _WHOLE_NUMBERS_FROM else f"{per_second:.2g}"

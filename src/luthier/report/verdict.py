@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from luthier.gates import Gate
 from luthier.report import spelling
 from luthier.report.scores import Comparison, Scores
+
+if TYPE_CHECKING:
+    from luthier.evaluation.shipping import ShipVerdict
 
 Tone = Literal["good", "unsure", "bad", "none"]
 
@@ -29,7 +32,7 @@ def judge(
     """
     compared = _compared(scores.comparison) if scores.comparison else _measured(scores, ready)
     if not failed:
-        return compared
+        return compared if scores.ship is None else _shipped(scores.ship, compared)
     stage, gates = next(iter(failed.items()))
     names = " and ".join(f"{gate.id} ({spell_gate(gate)})" for gate in gates)
     said = (
@@ -38,6 +41,16 @@ def judge(
     return Verdict(
         "bad", "stopped", said if compared.tone == "none" else f"{said} {compared.sentence}"
     )
+
+
+def _shipped(ship: "ShipVerdict", compared: Verdict) -> Verdict:
+    """The rules have the last word; the comparison is said with it."""
+    tones: dict[str, Tone] = {"ship": "good", "do not ship": "bad", "cannot tell": "unsure"}
+    held = [rule.id for rule in ship.rules if rule.held == "holds"]
+    said = f"Rules that hold: {', '.join(dict.fromkeys(held))}." if held else "No rule holds."
+    if ship.reasons:
+        said = f"Against shipping: {'; '.join(ship.reasons)}. {said}"
+    return Verdict(tones[ship.word], ship.word, f"{said} {compared.sentence}")
 
 
 def spell_gate(gate: Gate) -> str:

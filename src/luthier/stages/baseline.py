@@ -1,13 +1,15 @@
 """Stage `baseline`: what the base model does when it is only asked well, before any training."""
 
-from dataclasses import asdict
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Self
 
-from luthier.config import Field, Section
+from pydantic import model_validator
+
+from luthier.config import Field, Section, result_free
 from luthier.data.dataset import read_info
 from luthier.data.summary import DatasetInfo
 from luthier.evaluation.answers import Answer, Scoring, write_answers
-from luthier.evaluation.asking import Plan, ask, longest_reply, usable_scoring
+from luthier.evaluation.asking import Plan, ask, local_speed, longest_reply, usable_scoring
 from luthier.evaluation.journal import Collected
 from luthier.evaluation.prompts import (
     PromptForm,
@@ -17,29 +19,20 @@ from luthier.evaluation.prompts import (
     make_prompts,
 )
 from luthier.evaluation.rows import load_rows
+from luthier.evaluation.speed import Speed, write_speeds
 from luthier.evaluation.summary import (
-    TargetVerdict,
     describe,
     headline,
-    judge_target,
     summarize,
     write_summary,
 )
 from luthier.evaluation.systems import LocalSystem
+from luthier.evaluation.target import Target, TargetVerdict, judge_target, worth_tuning
 from luthier.models.loading import load_model, load_tokenizer
 from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
 from luthier.store.artifact import Workspace
 
 _MARGIN_TOKENS = 3  # a prompted model wraps its label: "Section: games."
-
-
-class Target(Section):
-    """What the model must reach to be of use."""
-
-    metric: Literal["accuracy", "macro_f1", "exact_match"] = Field(
-        "accuracy", description="the metric that has to reach it"
-    )
-    value: float = Field(gt=0, le=1, description="its least useful value, as a share")
 
 
 class BaselineSection(Section):
@@ -58,10 +51,25 @@ class BaselineSection(Section):
         True, description="read the first label that stands in a free answer as whole words"
     )
     target: Target | None = Field(None, description="judged by the 10/20-point rule")
+    require: bool = Field(
+        False, description="stop, exit code 3, unless the target's verdict is to fine-tune"
+    )
     instruction: str | None = Field(
         None, description="system message; null: the dataset's, with the labels to choose from"
     )
     limit_rows: int | None = Field(None, ge=1, description="evaluate a sample of this many rows")
+    speed_rows: int = Field(
+        8,
+        ge=0,
+        description="test rows that are asked one at a time, for their seconds; 0: none",
+        json_schema_extra=result_free,
+    )
+
+    @model_validator(mode="after")
+    def _required(self) -> Self:
+        if self.require and self.target is None:
+            raise ValueError("require is about the target, and there is none. Set target")
+        return self
 
 
 def run(section: BaselineSection, inputs: StageInputs, workspace: Workspace) -> StageResult:
@@ -77,26 +85,28 @@ def run(section: BaselineSection, inputs: StageInputs, workspace: Workspace) -> 
         reading="lenient" if section.lenient else "exact",
     )
     forms = _forms(section, inputs, info)
-    answers, spent = _ask_all(forms, plan, inputs, workspace)
+    asked = _ask_all(section, forms, plan, inputs, workspace)
+    answers = {name: one for found in asked.values() for name, one in found.answers.items()}
     write_answers(workspace.path, [answer for found in answers.values() for answer in found])
     summary = summarize(info, answers, inputs.seed)
     summary["reading"] = plan.reading
     summary["few_shot_ids"] = [row.id for form in forms.values() for row in form.examples]
     target = _judge(section, summary)
     write_summary(workspace.path, summary, target=target)
+    write_speeds(workspace.path, {name: one.speed for name, one in asked.items()})
     for line in describe(summary):
         workspace.reporter.say(line)
     if target:
         workspace.reporter.say(f"  {target.verdict}: {target.reason}")
     return StageResult(
         metrics={**headline(summary), "target": asdict(target) if target else None},
-        gates=[],
+        gates=[worth_tuning(target)] if target and section.require else [],
         facts={
             "rows": len(rows),
             "max_new_tokens": plan.max_new_tokens,
-            "rows_per_second": {name: found.rows_per_second for name, found in spent.items()},
+            "rows_per_second": {name: one.spent.rows_per_second for name, one in asked.items()},
         },
-        timings_seconds={name: found.seconds for name, found in spent.items()},
+        timings_seconds={name: one.spent.seconds for name, one in asked.items()},
     )
 
 
@@ -112,20 +122,33 @@ def _forms(
     return forms
 
 
+@dataclass(frozen=True)
+class _Answered:
+    """What the base said to one prompt form, by system."""
+
+    answers: dict[str, list[Answer]]
+    spent: Collected
+    speed: Speed | None
+
+
 def _ask_all(
-    forms: dict[str, PromptForm], plan: Plan, inputs: StageInputs, workspace: Workspace
-) -> tuple[dict[str, list[Answer]], dict[str, Collected]]:
+    section: BaselineSection,
+    forms: dict[str, PromptForm],
+    plan: Plan,
+    inputs: StageInputs,
+    workspace: Workspace,
+) -> dict[str, _Answered]:
     base = inputs["base"].path
     tokenizer, model = load_tokenizer(base), load_model(base)
     labels = label_tokens(tokenizer, plan.info, plan.rows[0])
-    answers: dict[str, list[Answer]] = {}
-    spent: dict[str, Collected] = {}
+    asked: dict[str, _Answered] = {}
     for name, form in forms.items():
         system = LocalSystem(name, model, tokenizer, plan.asked(labels))
         prompts = make_prompts(form, tokenizer, plan.rows)
-        found, spent[name] = ask(system, prompts, plan, workspace)
-        answers.update(found)
-    return answers, spent
+        answers, spent = ask(system, prompts, plan, workspace)
+        speed = local_speed(model, tokenizer, plan, prompts, spent, section.speed_rows)
+        asked[name] = _Answered(answers, spent, speed)
+    return asked
 
 
 def _judge(section: BaselineSection, summary: dict[str, object]) -> TargetVerdict | None:
@@ -139,7 +162,7 @@ STAGE = Stage(
     order=30,
     summary="ask the base model, zero-shot and with examples",
     makes="evaluation",
-    version=1,
+    version=2,
     section=BaselineSection,
     run=run,
     slots=(Slot("base", "base", ("base",)), Slot("dataset", "dataset", ("prepare",))),

@@ -1,15 +1,12 @@
 """Stage `evaluate`: the tuned model on the test rows, against the best prompted baseline."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from luthier.config import Field, Section
+from luthier.config import Field, Section, result_free
 from luthier.data.dataset import read_info
-from luthier.errors import DataError
-from luthier.evaluation.answers import Answer, Scoring, read_answers, write_answers
-from luthier.evaluation.asking import Plan, ask, longest_reply, usable_scoring
+from luthier.evaluation.answers import Answer, Scoring, write_answers
+from luthier.evaluation.asking import Plan, ask, local_speed, longest_reply, usable_scoring
 from luthier.evaluation.before_after import ask_pairs, compare_task, describe_task, kept_gate
 from luthier.evaluation.engine import Asked
 from luthier.evaluation.held_out_pairs import (
@@ -22,20 +19,24 @@ from luthier.evaluation.held_out_pairs import (
 )
 from luthier.evaluation.journal import Collected
 from luthier.evaluation.prompts import label_tokens, trained_prompts
-from luthier.evaluation.rows import load_rows
-from luthier.evaluation.statistics import PairedTest, compare
-from luthier.evaluation.summary import (
-    describe,
-    headline,
-    read_summary,
-    summarize,
-    write_summary,
+from luthier.evaluation.retention import (
+    Material,
+    Remembered,
+    RetentionSection,
+    load_material,
+    remember,
 )
+from luthier.evaluation.rows import load_rows
+from luthier.evaluation.shipping import ShipSection
+from luthier.evaluation.speed import Speed, write_speeds
+from luthier.evaluation.summary import describe, headline, summarize, write_summary
 from luthier.evaluation.systems import LocalSystem
-from luthier.gates import Gate, check
+from luthier.evaluation.verdict import Candidate, Limits, judge
+from luthier.evaluation.versus import read_baseline
+from luthier.gates import Gate
 from luthier.models.loading import load_tokenizer
 from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
-from luthier.stages.training import load_trained
+from luthier.stages.training import load_trained, without_adapter
 from luthier.store.artifact import Artifact, Workspace
 
 _SYSTEM, _BEFORE = "tuned", "sft"
@@ -53,6 +54,18 @@ class EvaluateSection(Section):
     )
     max_new_tokens: int | None = Field(
         None, ge=1, description="of a free answer, stop token included; null: longest reply + 4"
+    )
+    retention: RetentionSection | None = Field(
+        None, description="what is left of what the base could do; null: not measured"
+    )
+    ship: ShipSection = Field(
+        default_factory=ShipSection, description="the rules by which the tuned model is shipped"
+    )
+    speed_rows: int = Field(
+        8,
+        ge=0,
+        description="test rows that are asked one at a time, for their seconds; 0: none",
+        json_schema_extra=result_free,
     )
     alpha: float = Field(
         0.05, gt=0, lt=1, description="level of the paired test against the baseline"
@@ -83,7 +96,85 @@ class EvaluateSection(Section):
 
 def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> StageResult:
     """Answer every test row with the prompt of training; compare with the best baseline, and after
-    dpo with the adapter before it."""
+    dpo with the adapter before it; say whether it is to be shipped."""
+    questions = _questions(section, inputs)
+    plan = questions.plan
+    asked = {
+        name: _ask(name, inputs[slot], questions, inputs, workspace)
+        for name, slot in ((_BEFORE, "before"), (_SYSTEM, "adapter"))
+        if inputs.get(slot) is not None
+    }
+    answers = {name: one for found in asked.values() for name, one in found.answers.items()}
+    kept = [answer for found in asked.values() for answer in found.all_answers()]
+    write_answers(workspace.path, kept)
+    before = asked[_BEFORE].answers if _BEFORE in asked else {}
+    summary = summarize(plan.info, answers, inputs.seed, only_to_compare=before)
+    summary |= {"reading": plan.reading, "max_new_tokens": plan.max_new_tokens}
+    baseline = inputs.get("baseline")
+    judged = judge(
+        Candidate(
+            name=f"{_SYSTEM}/{plan.scoring[0]}",
+            answers=answers[f"{_SYSTEM}/{plan.scoring[0]}"],
+            measured=summary["systems"][f"{_SYSTEM}/{plan.scoring[0]}"],
+            labels=plan.info.labels,
+            remembered=asked[_SYSTEM].remembered,
+        ),
+        read_baseline(baseline.path) if baseline else None,
+        Limits(section.ship, section.retention, section.alpha, inputs.seed),
+    )
+    gates, lines = list(judged.gates), list(judged.lines)
+    summary |= judged.summary
+    if before:
+        more, of_dpo, after_dpo = _before_and_after(
+            section, plan, asked, questions.pairs, inputs.seed
+        )
+        summary |= more
+        lines = [*of_dpo, *lines]
+        gates += after_dpo
+    write_summary(workspace.path, summary, paired_test=judged.paired)
+    write_speeds(workspace.path, {name: one.speed for name, one in asked.items()})
+    for line in [*describe(summary), *lines]:
+        workspace.reporter.say(line)
+    return StageResult(
+        metrics=headline(summary) | {"ship": judged.summary["ship"]["word"]},
+        gates=gates,
+        facts={
+            "rows": len(plan.rows),
+            "max_new_tokens": plan.max_new_tokens,
+            "rows_per_second": {name: one.spent.rows_per_second for name, one in asked.items()},
+        },
+        timings_seconds={name: one.spent.seconds for name, one in asked.items()},
+    )
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """What the models are asked: the test rows, and perhaps held-out pairs and general text."""
+
+    plan: Plan
+    pairs: list[HeldOutPair]
+    material: Material | None
+    speed_rows: int
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """What one adapter answered: the test rows, by system, and the held-out pairs' prompts;
+    and of general text what the base makes and what the adapter does."""
+
+    answers: dict[str, list[Answer]]
+    spent: Collected
+    speed: Speed | None
+    pair_answers: list[Answer]
+    pair_tokens: list[int]
+    remembered: tuple[Remembered, Remembered] | None
+
+    def all_answers(self) -> list[Answer]:
+        """One after another."""
+        return [one for found in self.answers.values() for one in found] + self.pair_answers
+
+
+def _questions(section: EvaluateSection, inputs: StageInputs) -> _Questions:
     dataset = inputs["dataset"].path
     info = read_info(dataset)
     rows = load_rows(dataset, "test", section.limit_rows, inputs.seed)
@@ -94,82 +185,46 @@ def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> 
         max_new_tokens=section.max_new_tokens or longest_reply(rows) + _MARGIN_TOKENS,
         reading="exact",
     )
-    preferences = inputs.get("preferences")
+    preferences, retention = inputs.get("preferences"), section.retention
     has_before = inputs.get("before") is not None
-    pairs = load_pairs(preferences.path) if preferences and has_before else []
-    asked = {
-        name: _ask(name, inputs[slot], plan, pairs, inputs, workspace)
-        for name, slot in ((_BEFORE, "before"), (_SYSTEM, "adapter"))
-        if inputs.get(slot) is not None
-    }
-    answers = {name: one for found in asked.values() for name, one in found.answers.items()}
-    kept = [answer for found in asked.values() for answer in found.all_answers()]
-    write_answers(workspace.path, kept)
-    before = asked[_BEFORE].answers if _BEFORE in asked else {}
-    summary = summarize(info, answers, inputs.seed, only_to_compare=before)
-    summary["reading"] = plan.reading
-    compared = f"{_SYSTEM}/{plan.scoring[0]}"
-    paired, gates = None, list[Gate]()
-    baseline = inputs.get("baseline")
-    if baseline is not None:
-        old_name, old = _best_baseline(baseline.path)
-        paired = _compare(answers[compared], old, section.alpha, inputs.seed)
-        summary["compared"] = {"new": compared, "old": old_name}
-        gates = [_beats_baseline(paired, compared, old_name)]
-    lines: list[str] = []
-    if before:
-        more, lines, after_dpo = _before_and_after(section, plan, asked, pairs, inputs.seed)
-        summary |= more
-        gates += after_dpo
-    write_summary(workspace.path, summary, paired_test=paired)
-    for line in [*describe(summary), *lines]:
-        workspace.reporter.say(line)
-    return StageResult(
-        metrics=headline(summary),
-        gates=gates,
-        facts={
-            "rows": len(rows),
-            "max_new_tokens": plan.max_new_tokens,
-            "rows_per_second": {name: one.spent.rows_per_second for name, one in asked.items()},
-        },
-        timings_seconds={name: one.spent.seconds for name, one in asked.items()},
+    return _Questions(
+        plan,
+        pairs=load_pairs(preferences.path) if preferences and has_before else [],
+        material=load_material(retention, load_tokenizer(inputs["base"].path))
+        if retention
+        else None,
+        speed_rows=section.speed_rows,
     )
-
-
-@dataclass(frozen=True)
-class _Answered:
-    """What one adapter answered: the test rows, by system, and the held-out pairs' prompts."""
-
-    answers: dict[str, list[Answer]]
-    spent: Collected
-    pair_answers: list[Answer]
-    pair_tokens: list[int]
-
-    def all_answers(self) -> list[Answer]:
-        """One after another."""
-        return [one for found in self.answers.values() for one in found] + self.pair_answers
 
 
 def _ask(
     name: str,
     adapter: Artifact,
-    plan: Plan,
-    pairs: list[HeldOutPair],
+    questions: _Questions,
     inputs: StageInputs,
     workspace: Workspace,
 ) -> _Answered:
     """What one adapter on its base says."""
-    base = inputs["base"]
+    plan, base = questions.plan, inputs["base"]
     tokenizer, model = load_tokenizer(base.path), load_trained(base, adapter)
     labels = label_tokens(tokenizer, plan.info, plan.rows[0])
     system = LocalSystem(name, model, tokenizer, plan.asked(labels))
-    answers, spent = ask(system, trained_prompts(plan.info.task, plan.rows), plan, workspace)
-    if not pairs:
-        return _Answered(answers, spent, [], [])
-    replies = max(max(len(pair.row.reference), pair.rejected_tokens) for pair in pairs)
-    free = Asked(tuple(plan.info.stop_token_ids), max(replies, plan.max_new_tokens))
-    said, tokens = ask_pairs(name, model, tokenizer, pairs, free, workspace)
-    return _Answered(answers, spent, said, tokens)
+    prompts = trained_prompts(plan.info.task, plan.rows)
+    answers, spent = ask(system, prompts, plan, workspace)
+    speed = local_speed(model, tokenizer, plan, prompts, spent, questions.speed_rows)
+    remembered = None
+    if questions.material is not None and name == _SYSTEM:
+        after = remember(name, model, tokenizer, questions.material, workspace)
+        with without_adapter(model, base, adapter) as plain:
+            before = remember("base", plain, tokenizer, questions.material, workspace)
+        remembered = (before, after)
+    said, tokens = list[Answer](), list[int]()
+    if questions.pairs:
+        pairs = questions.pairs
+        longest = max(max(len(one.row.reference), one.rejected_tokens) for one in pairs)
+        free = Asked(tuple(plan.info.stop_token_ids), max(longest, plan.max_new_tokens))
+        said, tokens = ask_pairs(name, model, tokenizer, pairs, free, workspace)
+    return _Answered(answers, spent, speed, said, tokens, remembered)
 
 
 def _before_and_after(
@@ -205,48 +260,15 @@ def _before_and_after(
     )
 
 
-def _best_baseline(folder: Path) -> tuple[str, list[Answer]]:
-    name = read_summary(folder)["best_system"]
-    return name, read_answers(folder)[name]
-
-
-def _compare(new: Sequence[Answer], old: Sequence[Answer], alpha: float, seed: int) -> PairedTest:
-    if [answer.id for answer in new] != [answer.id for answer in old]:
-        raise DataError(
-            f"The baseline answered {len(old)} rows, this evaluation {len(new)}, and they are not "
-            "the same. Give baseline.limit_rows and evaluate.limit_rows the same value, or run "
-            "luthier baseline on this dataset."
-        )
-    return compare(
-        [answer.correct for answer in new],
-        [answer.correct for answer in old],
-        alpha=alpha,
-        seed=seed,
-    )
-
-
-def _beats_baseline(paired: PairedTest, new: str, old: str) -> Gate:
-    low, high = paired.interval
-    return check(
-        "beats-baseline",
-        paired.verdict,
-        "==",
-        "better",
-        f"{new} {paired.new_accuracy:.3f}, {old} {paired.old_accuracy:.3f} on {paired.rows} rows; "
-        f"difference {paired.difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, "
-        f"exact McNemar p {paired.p_value:.2g}; differences below "
-        f"{paired.minimum_detectable_difference:.3f} are likely to stay unseen",
-    )
-
-
 STAGE = Stage(
     name="evaluate",
     order=60,
     summary="measure the tuned model against the baseline",
     makes="evaluation",
-    version=2,
+    version=3,
     section=EvaluateSection,
     run=run,
+    files=lambda section: section.retention.files() if section.retention else [],
     slots=(
         Slot("base", "base", ("base",)),
         Slot("dataset", "dataset", ("prepare",)),

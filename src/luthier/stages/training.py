@@ -1,8 +1,9 @@
 """What stages share that train, or use what was trained: jobs, results and models."""
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from luthier.models.loading import load_model
+from luthier.models.loading import is_whole_model, load_model
 from luthier.stages.contract import StageInputs, StageResult
 from luthier.store.artifact import Artifact, Workspace
 from luthier.training.dpo_section import DPOSection
@@ -10,6 +11,8 @@ from luthier.training.job import Outcome, TrainingJob
 from luthier.training.sft_section import SFTSection
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from transformers import PreTrainedModel
 
 
@@ -56,3 +59,15 @@ def load_trained(base: Artifact, adapter: Artifact) -> "PreTrainedModel":
         adapter=adapter.path,
         quantization=training["quantization"],
     )
+
+
+@contextmanager
+def without_adapter(
+    model: "PreTrainedModel", base: Artifact, adapter: Artifact
+) -> "Iterator[PreTrainedModel]":
+    """The base of `load_trained`'s model, in the same numerics."""
+    if is_whole_model(adapter.path):
+        yield load_model(base.path, dtype=adapter.manifest.facts["training"]["dtype"])
+        return
+    with model.disable_adapter():
+        yield model

@@ -1,0 +1,271 @@
+"""What is left of what the base could do (F34): general text and questions, before and after.
+
+The loss on text shows damage long before answers do; the questions say whether anything that
+users notice is gone. Both are likelihoods, so nothing depends on how an answer is worded.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.config import Field, Section
+from luthier.data.rows import RowError
+from luthier.data.strict_json import json_object
+from luthier.errors import DataError
+from luthier.evaluation.engine import Asked
+from luthier.evaluation.journal import collect
+from luthier.evaluation.statistics import CONFIDENCE, Interval, PairedTest, compare
+from luthier.evaluation.systems import LocalSystem, Prompt
+from luthier.gates import Gate, check
+from luthier.models.chat import encode
+from luthier.store.artifact import Workspace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MAX_TEXT_TOKENS = 512  # of each text; the rest is not looked at
+_FEWEST_TEXTS = 10  # for an interval
+_TEXT, _QUESTION = "text", "question"
+
+
+class RetentionSection(Section):
+    """General text and questions that nothing is trained on."""
+
+    texts: Path = Field(
+        description='JSON Lines with a "text" each, of which the first 512 tokens count'
+    )
+    questions: Path | None = Field(
+        None, description='JSON Lines with "question", "choices" and "answer", its place from 0'
+    )
+    max_increase_nats: float = Field(
+        0.05, gt=0, description="by how much the loss on the texts may rise, nats a token"
+    )
+    max_questions_drop: float = Field(
+        0.05, ge=0, le=1, description="share of the questions that may be lost"
+    )
+
+    def files(self) -> list[Path]:
+        """What is read from outside the store."""
+        return [self.texts] if self.questions is None else [self.texts, self.questions]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with its choices; `answer` is the place of the right one."""
+
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is measured on: token ids of each text, and the questions."""
+
+    texts: list[tuple[int, ...]]
+    questions: list[Question]
+    prompts: list[Prompt]
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """One model: nats a token of each text, and whether each question was answered right."""
+
+    nats_per_token: list[float]
+    right: list[bool]
+
+
+def load_material(section: RetentionSection, tokenizer: "PreTrainedTokenizerBase") -> Material:
+    """Read both files.
+
+    Raises:
+        DataError: a line is not what it must be, or there is no text at all.
+    """
+    texts = [
+        tuple(encode(tokenizer, _text(line, place))[:MAX_TEXT_TOKENS])
+        for line, place in _lines(section.texts)
+    ]
+    if len(texts) < _FEWEST_TEXTS:
+        raise DataError(f"{section.texts} has {len(texts)} texts; {_FEWEST_TEXTS} are the least.")
+    if min(map(len, texts)) == 1:
+        raise DataError(f"{section.texts}: a text of one token has nothing to predict.")
+    questions = (
+        [_question(line, place) for line, place in _lines(section.questions)]
+        if section.questions
+        else []
+    )
+    prompts = [Prompt(f"{_TEXT} {n}", ids[:1], ids[1:]) for n, ids in enumerate(texts)]
+    for n, one in enumerate(questions):
+        asked = tuple(encode(tokenizer, f"Question: {one.question}\nAnswer:"))
+        prompts += [
+            Prompt(f"{_QUESTION} {n} {place}", asked, tuple(encode(tokenizer, f" {choice}")))
+            for place, choice in enumerate(one.choices)
+        ]
+    return Material(texts, questions, prompts)
+
+
+def remember(
+    name: str,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    material: Material,
+    workspace: Workspace,
+) -> Remembered:
+    """What one model makes of the material.
+
+    A question's answer is the choice with the highest likelihood a byte, as `acc_norm` of
+    EleutherAI's lm-evaluation-harness has it.
+    """
+    system = LocalSystem(f"{name}-retention", model, tokenizer, Asked(stop_token_ids=()))
+    replies = collect(system, material.prompts, workspace).replies
+    log_p = [_known(reply.reference_log_p) for reply in replies]
+    count = len(material.texts)
+    nats = [
+        -total / (len(ids) - 1) for total, ids in zip(log_p[:count], material.texts, strict=True)
+    ]
+    right, start = [], count
+    for one in material.questions:
+        end = start + len(one.choices)
+        scores = [
+            total / len(f" {choice}".encode())
+            for total, choice in zip(log_p[start:end], one.choices, strict=True)
+        ]
+        right.append(scores.index(max(scores)) == one.answer)
+        start = end
+    return Remembered(nats, right)
+
+
+def _known(log_p: float | None) -> float:
+    return math.nan if log_p is None else log_p
+
+
+def compare_retention(
+    before: Remembered, after: Remembered, *, alpha: float, seed: int
+) -> dict[str, Any]:
+    """The part `retention` of evaluation.json.
+
+    The increase is the mean over texts, its 95 % interval Student's t of the paired differences.
+    """
+    old, new = before.nats_per_token, after.nats_per_token
+    rise = [later - earlier for later, earlier in zip(new, old, strict=True)]
+    found: dict[str, Any] = {
+        "texts": {
+            "rows": len(rise),
+            "before_nats": _mean(old),
+            "after_nats": _mean(new),
+            "increase_nats": _mean(rise),
+            "interval": list(mean_interval(rise)),
+        },
+        "questions": None,
+    }
+    if before.right:
+        found["questions"] = asdict(compare(after.right, before.right, alpha=alpha, seed=seed))
+    return found
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """The 95 % interval of the mean of two values or more, Student's t."""
+    from scipy import stats
+
+    mean = _mean(values)
+    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * spread
+    half /= math.sqrt(len(values))
+    return mean - half, mean + half
+
+
+def retention_gates(found: dict[str, Any], section: RetentionSection) -> list[Gate]:
+    """F34: the loss on general text, and the questions.
+
+    The questions fail only where the paired test says that some are lost: a handful of questions
+    cannot tell a small loss from chance.
+    """
+    texts = found["texts"]
+    low, high = texts["interval"]
+    gates = [
+        check(
+            "retention",
+            round(texts["increase_nats"], 6),
+            "<=",
+            section.max_increase_nats,
+            f"rise of the loss on {texts['rows']} general texts, nats a token: "
+            f"{texts['before_nats']:.3f} before, {texts['after_nats']:.3f} after; 95 % interval "
+            f"{low:+.3f} to {high:+.3f}",
+        )
+    ]
+    if found["questions"]:
+        test = PairedTest(**found["questions"])
+        lost = -test.difference if test.verdict == "worse" else 0.0
+        gates.append(
+            check(
+                "retention-questions",
+                round(lost, 6),
+                "<=",
+                section.max_questions_drop,
+                f"share of {test.rows} general questions lost, where the paired test finds any: "
+                f"{test.old_accuracy:.3f} right before, {test.new_accuracy:.3f} after, p "
+                f"{test.p_value:.2g}",
+            )
+        )
+    return gates
+
+
+def describe_retention(found: dict[str, Any]) -> list[str]:
+    """Lines for the terminal."""
+    texts, test = found["texts"], found["questions"]
+    lines = [
+        f"  general text: {texts['after_nats']:.3f} nats a token, base "
+        f"{texts['before_nats']:.3f}; {texts['increase_nats']:+.3f} "
+        "[{:+.3f}, {:+.3f}]".format(*texts["interval"])
+    ]
+    if test:
+        lines.append(
+            f"  general questions: {test['new_accuracy']:.3f} right, base "
+            f"{test['old_accuracy']:.3f}; {test['difference']:+.3f} "
+            "[{:+.3f}, {:+.3f}]".format(*test["interval"])
+        )
+    return lines
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _lines(path: Path) -> list[tuple[dict[str, object], str]]:
+    """Each line's object, and where it stands."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}. Correct evaluate.retention.") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                found.append((json_object(line), f"{path}:{number}"))
+            except RowError as error:
+                raise DataError(f"{path}:{number}: {error}.") from error
+    if not found:
+        raise DataError(f"{path} has no lines. Correct evaluate.retention.")
+    return found
+
+
+def _text(line: dict[str, object], place: str) -> str:
+    text = line.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f'{place}: there is no "text". Each line is {{"text": "..."}}.')
+    return text
+
+
+def _question(line: dict[str, object], place: str) -> Question:
+    match line:
+        case {"question": str(question), "choices": list(choices), "answer": int(answer)}:
+            texts = [one for one in choices if isinstance(one, str) and one.strip()]
+            is_whole = len(texts) == len(choices) == len(set(texts)) > 1
+            if is_whole and 0 <= answer < len(choices) and not isinstance(answer, bool):
+                return Question(question, tuple(texts), answer)
+    raise DataError(
+        f'{place}: each line is {{"question": "...", "choices": ["...", "..."], "answer": 0}}, '
+        "the choices different texts and the answer the place of the right one, from 0."
+    )

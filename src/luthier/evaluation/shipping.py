@@ -1,0 +1,241 @@
+"""Ship or not: the config's rules, each held against what was measured.
+
+A rule holds, is broken, or cannot be told from these rows (F35). Something ships when every rule
+holds, does not when one is broken, and cannot be told otherwise.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from luthier.config import Field, Section
+from luthier.errors import ConfigError
+from luthier.evaluation.answers import Answer
+from luthier.evaluation.refusals import is_refusal
+from luthier.evaluation.statistics import PairedTest, compare, wilson_interval
+from luthier.evaluation.target import Target
+from luthier.gates import Gate, check
+
+Held = Literal["holds", "broken", "cannot tell"]
+Word = Literal["ship", "do not ship", "cannot tell"]
+
+
+class ShipSection(Section):
+    """The rules by which a tuned model is shipped; null leaves a rule out."""
+
+    require: bool = Field(
+        False, description="whether a model that is not to be shipped stops the run, exit code 3"
+    )
+    target: Target | None = Field(
+        None, description="the lower end of its interval must reach this; null: baseline.target"
+    )
+    min_class_recall: float | None = Field(
+        0.2, gt=0, le=1, description="what the recall of no class may surely be below"
+    )
+    max_class_drop: float | None = Field(
+        0.1, ge=0, lt=1, description="by how much a class may surely be worse than the baseline's"
+    )
+    max_cut_off: float | None = Field(
+        0.01, ge=0, le=1, description="share of the answers that max_new_tokens may cut off (F36)"
+    )
+    max_refused: float | None = Field(
+        0.02, ge=0, le=1, description="share of the test rows that may be refused; English only"
+    )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule: whether it holds, and the figures."""
+
+    id: str
+    held: Held
+    said: str
+
+
+@dataclass(frozen=True)
+class ShipVerdict:
+    """What the rules come to."""
+
+    word: Word
+    rules: tuple[Rule, ...]
+
+    @property
+    def reasons(self) -> list[str]:
+        """The figures of the rules that speak against shipping, the broken ones first."""
+        against = [rule for rule in self.rules if rule.held != "holds"]
+        return [f"{rule.id}: {rule.said}" for rule in sorted(against, key=lambda r: r.held)]
+
+    def as_json(self) -> dict[str, Any]:
+        """For evaluation.json."""
+        return {"word": self.word, "rules": [asdict(rule) for rule in self.rules]}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the rules look at: the tuned model's answers, its summary, and what was compared.
+
+    `old` are the best baseline's answers to the same rows, `target` is the baseline's own.
+    """
+
+    answers: Sequence[Answer]
+    system: Mapping[str, Any]
+    labels: Sequence[str]
+    alpha: float
+    seed: int
+    old: Sequence[Answer] | None = None
+    paired: PairedTest | None = None
+    target: Target | None = None
+    retention: Sequence[Gate] = ()
+
+
+def weigh(rules: Sequence[Rule]) -> ShipVerdict:
+    """Ship when all hold; do not when one is broken."""
+    held = {rule.held for rule in rules}
+    word: Word = "ship"
+    if "broken" in held:
+        word = "do not ship"
+    elif "cannot tell" in held:
+        word = "cannot tell"
+    return ShipVerdict(word, tuple(rules))
+
+
+def read_verdict(found: Mapping[str, Any]) -> ShipVerdict:
+    """The verdict that `as_json` wrote."""
+    return ShipVerdict(found["word"], tuple(Rule(**rule) for rule in found["rules"]))
+
+
+def ship_gate(verdict: ShipVerdict) -> Gate:
+    """The gate of `require: true`."""
+    detail = "; ".join(verdict.reasons) or "every rule holds"
+    return check("ship", verdict.word, "==", "ship", detail)
+
+
+def judge_rules(section: ShipSection, measured: Measured) -> list[Rule]:
+    """Every rule that the section has and that these rows have figures for.
+
+    Raises:
+        ConfigError: the target is a metric that this task does not have.
+    """
+    rules = []
+    if target := section.target or measured.target:
+        rules.append(_target(target, measured))
+    if measured.paired is not None:
+        rules.append(_gain(measured.paired))
+    if measured.labels and section.min_class_recall is not None:
+        rules.append(_floor(section.min_class_recall, measured))
+    if measured.labels and measured.old is not None and section.max_class_drop is not None:
+        rules.append(_drop(section.max_class_drop, measured, measured.old))
+    rules += [_of_gate(gate) for gate in measured.retention]
+    if section.max_cut_off is not None:
+        cut = [answer.stop_reason == "length" for answer in measured.answers]
+        rules.append(_share("answers-end", cut, section.max_cut_off, "cut off"))
+    if section.max_refused is not None:
+        refused = [_is_needless_refusal(answer) for answer in measured.answers]
+        rules.append(_share("refusals", refused, section.max_refused, "refused"))
+    return rules
+
+
+def _is_needless_refusal(answer: Answer) -> bool:
+    return is_refusal(answer.answer) and not is_refusal(answer.expected)
+
+
+def _target(target: Target, measured: Measured) -> Rule:
+    known = measured.system["intervals"]
+    if target.metric not in known:
+        raise ConfigError(
+            f"evaluate.ship.target.metric is {target.metric}; this task has {', '.join(known)}."
+        )
+    low, high = known[target.metric]
+    held: Held = "cannot tell"
+    if low >= target.value:
+        held = "holds"
+    elif high < target.value:
+        held = "broken"
+    value = measured.system["metrics"][target.metric]
+    said = (
+        f"{target.metric} {100 * value:.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f}; "
+        f"target {100 * target.value:.1f}"
+    )
+    return Rule("target", held, said)
+
+
+def _gain(paired: PairedTest) -> Rule:
+    held: dict[str, Held] = {"better": "holds", "worse": "broken", "cannot tell": "cannot tell"}
+    low, high = paired.interval
+    said = (
+        f"{100 * paired.difference:+.1f} points against the best baseline, 95 % interval "
+        f"{100 * low:+.1f} to {100 * high:+.1f}, {paired.rows} rows"
+    )
+    return Rule("better-than-baseline", held[paired.verdict], said)
+
+
+def _floor(limit: float, measured: Measured) -> Rule:
+    """Broken by a class whose whole interval lies below; named as well: those whose score does."""
+    low: list[str] = []
+    surely: list[str] = []
+    for label, outcomes in _by_class(measured.answers).items():
+        right, rows = sum(outcomes), len(outcomes)
+        if right / rows < limit:
+            is_sure = wilson_interval(right, rows)[1] < limit
+            (surely if is_sure else low).append(f"{label} {right} of {rows}")
+    said = f"least recall {100 * limit:.0f} %"
+    if surely:
+        return Rule("classes-kept", "broken", f"{said}; below it: {', '.join([*surely, *low])}")
+    if low:
+        return Rule("classes-kept", "cannot tell", f"{said}; perhaps below it: {', '.join(low)}")
+    return Rule("classes-kept", "holds", said)
+
+
+def _drop(limit: float, measured: Measured, old: Sequence[Answer]) -> Rule:
+    """Exact McNemar within each class, Holm's correction over the classes.
+
+    A drop that the test does not find is no reason against: with some rows a class, chance alone
+    makes one of many drop.
+    """
+    before, after = _by_class(old), _by_class(measured.answers)
+    tests = {
+        label: compare(after[label], before[label], alpha=measured.alpha, seed=measured.seed)
+        for label in after
+    }
+    adjusted = _holm({label: test.p_value for label, test in tests.items()})
+    worse = [
+        f"{label} {100 * test.old_accuracy:.0f} to {100 * test.new_accuracy:.0f} %"
+        for label, test in tests.items()
+        if test.difference < -limit and adjusted[label] < measured.alpha
+    ]
+    said = f"no class surely more than {100 * limit:.0f} points below the baseline"
+    if not worse:
+        return Rule("classes-not-worse", "holds", said)
+    return Rule("classes-not-worse", "broken", f"recall of {', '.join(worse)}")
+
+
+def _by_class(answers: Sequence[Answer]) -> dict[str, list[bool]]:
+    found: dict[str, list[bool]] = {}
+    for answer in answers:
+        found.setdefault(answer.expected, []).append(answer.correct)
+    return dict(sorted(found.items()))
+
+
+def _holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm's step-down adjustment (Holm 1979)."""
+    adjusted, highest = dict[str, float](), 0.0
+    for place, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[name]))
+        adjusted[name] = highest
+    return adjusted
+
+
+def _share(rule: str, hits: Sequence[bool], limit: float, what: str) -> Rule:
+    share = sum(hits) / len(hits)
+    said = f"{sum(hits)} of {len(hits)} answers {what}, at most {100 * limit:.1f} %"
+    return Rule(rule, "holds" if share <= limit else "broken", said)
+
+
+def _of_gate(gate: Gate) -> Rule:
+    said = f"{gate.measured}, at most {gate.threshold}: {gate.detail}"
+    return Rule(gate.id, "holds" if gate.status == "pass" else "broken", said)
+
+
+def describe_verdict(verdict: ShipVerdict) -> str:
+    """A line for the terminal."""
+    return f"  {verdict.word}: {'; '.join(verdict.reasons) or 'every rule holds'}"

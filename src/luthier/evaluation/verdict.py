@@ -1,0 +1,100 @@
+"""The verdict on a tuned model: against the baseline, against its base, by the config's rules."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.evaluation.answers import Answer
+from luthier.evaluation.retention import (
+    Remembered,
+    RetentionSection,
+    compare_retention,
+    describe_retention,
+    retention_gates,
+)
+from luthier.evaluation.shipping import (
+    Measured,
+    ShipSection,
+    describe_verdict,
+    judge_rules,
+    ship_gate,
+    weigh,
+)
+from luthier.evaluation.statistics import PairedTest
+from luthier.evaluation.versus import Baseline, beats_baseline, compare_rows
+from luthier.gates import Gate
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The tuned system: its answers to the test rows, their summary, and what it remembers of
+    general text, after what its base does."""
+
+    name: str
+    answers: Sequence[Answer]
+    measured: Mapping[str, Any]
+    labels: Sequence[str]
+    remembered: tuple[Remembered, Remembered] | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the config says of the verdict."""
+
+    ship: ShipSection
+    retention: RetentionSection | None
+    alpha: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What evaluation.json, the gates and the terminal get."""
+
+    summary: dict[str, Any]
+    paired: PairedTest | None
+    gates: list[Gate]
+    lines: list[str]
+
+
+def judge(candidate: Candidate, baseline: Baseline | None, limits: Limits) -> Judged:
+    """Compare and weigh; what was not measured has no rule."""
+    found: dict[str, Any] = {}
+    gates, lines, of_retention = list[Gate](), list[str](), list[Gate]()
+    paired = None
+    if baseline is not None:
+        paired = compare_rows(
+            candidate.answers,
+            baseline.answers,
+            old_name="The baseline",
+            alpha=limits.alpha,
+            seed=limits.seed,
+        )
+        found["compared"] = {"new": candidate.name, "old": baseline.name}
+        gates.append(beats_baseline(paired, candidate.name, baseline.name))
+    if candidate.remembered is not None and limits.retention is not None:
+        before, after = candidate.remembered
+        kept = compare_retention(before, after, alpha=limits.alpha, seed=limits.seed)
+        of_retention = retention_gates(kept, limits.retention)
+        lines = describe_retention(kept)
+        found["retention"] = kept
+    rules = judge_rules(
+        limits.ship,
+        Measured(
+            answers=candidate.answers,
+            system=candidate.measured,
+            labels=candidate.labels,
+            alpha=limits.alpha,
+            seed=limits.seed,
+            old=baseline.answers if baseline else None,
+            paired=paired,
+            target=baseline.target if baseline else None,
+            retention=of_retention,
+        ),
+    )
+    verdict = weigh(rules)
+    found["ship"] = verdict.as_json()
+    gates += of_retention
+    if limits.ship.require:
+        gates.append(ship_gate(verdict))
+    return Judged(found, paired, gates, [*lines, describe_verdict(verdict)])
