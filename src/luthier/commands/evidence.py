@@ -1,0 +1,124 @@
+"""What the artifacts of a run config say about the questions of `luthier advise`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from luthier.advice.advice import Finding
+from luthier.advice.next_steps import RunState
+from luthier.advice.rules import DATA_NEEDED
+from luthier.config import RunConfig
+from luthier.data.dataset import load_split, read_info
+from luthier.data.replay import ORIGIN as REPLAY
+from luthier.data.section import PrepareSection
+from luthier.evaluation.summary import read_summary
+from luthier.pipeline import Pipeline, load_run
+from luthier.report.scores import Scores, SystemScore, read_scores
+from luthier.report.spelling import count, percent, percent_interval
+from luthier.report.verdict import spell_comparison
+from luthier.store import Artifact, Store
+
+
+@dataclass
+class Evidence:
+    """Findings by question, what was measured (a label and a text), and the config's state."""
+
+    state: RunState
+    found: dict[str, Finding] = field(default_factory=dict)
+    measured: list[tuple[str, str]] = field(default_factory=list)
+
+
+def no_evidence(answers: str | None) -> Evidence:
+    """Nothing is measured; `answers` is the file of answers, if any."""
+    return Evidence(RunState(answers=answers))
+
+
+def read_evidence(path: str, answers: str | None) -> Evidence:
+    """Read what the config at `path` has made so far; `answers` is the file of answers, if any.
+
+    Raises:
+        LuthierError: the config is wrong, or an artifact is damaged.
+    """
+    config = load_run(path, [])
+    made = Pipeline(config, Store.default()).artifacts()
+    state = RunState(path, frozenset(config.sections), frozenset(made), answers)
+    evidence = Evidence(state)
+    if "prepare" in made:
+        _look_at_dataset(made["prepare"], config, evidence)
+    scores = read_scores(made)
+    if "baseline" in made:
+        _look_at_baseline(made["baseline"], scores, evidence)
+    if scores.comparison is not None:
+        measured = f"{made['evaluate'].ref}: {spell_comparison(scores.comparison)}"
+        evidence.measured.append(("tuned", f"{measured} over {scores.comparison.baseline_title}"))
+    return evidence
+
+
+def _look_at_dataset(dataset: Artifact, config: RunConfig, evidence: Evidence) -> None:
+    info = read_info(dataset.path)
+    section = config.sections["prepare"]
+    assert isinstance(section, PrepareSection)
+    rows = _own_rows(dataset, section)
+    labels = f", {count(len(info.labels))} labels" if info.labels else ""
+    told = f"{dataset.ref}: task {info.task}{labels}, {count(rows)} train rows"
+    if dataset.manifest.status == "failed":
+        told += ", some of its gates failed"
+    evidence.measured.append(("data", told))
+    evidence.measured += [
+        ("classical", one.text) for one in info.advice if one.id.startswith("classical")
+    ]
+    match info.task:
+        case "classification" | "extraction":
+            evidence.found["narrow_task"] = Finding(info.task, told)
+            evidence.found["labelled_examples"] = _labels(rows, told, section)
+        case "grounded":
+            evidence.found["needs_external_knowledge"] = Finding(True, told)
+
+
+def _own_rows(dataset: Artifact, section: PrepareSection) -> int:
+    """Train rows, without those of replay."""
+    if section.replay is None:
+        return read_info(dataset.path).splits.get("train", 0)
+    origins = load_split(dataset.path, "train", ["origin"])["origin"]
+    return sum(origin != REPLAY for origin in origins)
+
+
+def _labels(rows: int, told: str, section: PrepareSection) -> Finding:
+    """How many labels there are; a sample that `prepare.limit` drew cannot say too few."""
+    limit = section.limit.get("train")
+    if limit is not None and rows >= limit and rows < DATA_NEEDED["classification"].least:
+        return Finding(None, f"{told}, as many as prepare.limit lets through")
+    return Finding(rows, told)
+
+
+def _look_at_baseline(baseline: Artifact, scores: Scores, evidence: Evidence) -> None:
+    summary = read_summary(baseline.path)
+    best = next(one for one in scores.systems if _is(one, summary["best_system"]))
+    told = (
+        f"{baseline.ref}: {best.title}, {scores.metric} {percent(best.score)} (95 % interval "
+        f"{percent_interval(best.low, best.high)}, {count(best.rows)} rows)"
+    )
+    target = summary["target"]
+    if target is None:
+        told += "; without baseline.target nothing judges it"
+        evidence.found["prompting_suffices"] = Finding(None, told)
+    else:
+        told += f"; {target['reason']} ({target['metric']} {percent(target['target'])})"
+        evidence.found |= _verdict(target["verdict"], told)
+    evidence.measured.append(("prompting", told))
+
+
+def _is(score: SystemScore, name: str) -> bool:
+    return score.role == "baseline" and score.system == name
+
+
+def _verdict(verdict: str, told: str) -> Mapping[str, Finding]:
+    """What the 10/20-point rule answers: near the target a prompt holds the form too."""
+    match verdict:
+        case "improve-prompt":
+            return {
+                "prompting_suffices": Finding(True, told),
+                "format_beyond_prompting": Finding(False, told),
+            }
+        case "fine-tune":
+            return {"prompting_suffices": Finding(False, told)}
+    return {"prompting_suffices": Finding(None, told)}
