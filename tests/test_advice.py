@@ -145,12 +145,12 @@ def test_a_measurement_wins_and_the_answer_stands_beside_it() -> None:
     }
     known = merged(given, found)
     assert known["labelled_examples"].value == 1500
-    assert known["labelled_examples"].beside == "your answer was 50,000"
+    assert known["labelled_examples"].beside == "your answer was 50,000; what was measured counts"
     assert known["narrow_task"] == Known("classification", "your answer")
     made = advise(known, RunState(), found)
     assert made.leaf.id == "fine-tune-small-model"
     assert made.reasons[-1].source == "x/evaluation@v1"
-    assert made.reasons[-1].beside == "your answer was yes"
+    assert made.reasons[-1].beside == "your answer was yes; what was measured counts"
     agreed = merged({"labelled_examples": 1500}, found)
     assert agreed["labelled_examples"].beside is None
 
@@ -164,7 +164,9 @@ def test_a_measurement_that_decides_nothing_leaves_the_question_and_is_shown() -
     known = merged(style | {"prompting_suffices": False}, found)
     made = advise(known, RunState(), found)
     assert made.leaf.id == "fine-tune-style"
-    assert made.reasons[-1].beside == "12 points below: undecided"
+    assert (
+        made.reasons[-1].beside == "measured, but it does not decide: 12 points below: undecided"
+    )
     labels: dict[str, Value] = {
         "needs_external_knowledge": False, "narrow_task": "extraction",
         "labelled_examples": 2000, "prompting_suffices": True,
@@ -322,7 +324,7 @@ def test_commands_follow_what_is_there_already() -> None:
 def test_questions_fit_a_terminal() -> None:
     for question in QUESTIONS.values():
         assert isinstance(question, Question)
-        assert len(question.text) <= 72
+        assert len(question.text) <= 77  # two columns in, on 80
         width = max((len(option.word) for option in question.options), default=0)
         for option in question.options:
-            assert width + len(option.meaning) + 5 <= 90
+            assert 3 + width + 2 + len(option.meaning) <= 80

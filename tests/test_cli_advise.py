@@ -273,19 +273,24 @@ def test_what_a_run_measured_is_not_asked_and_its_source_is_shown(
     found = printed(capsys, "--config", "run.yaml", "--answers", "answers.yaml")
     assert found["advice"] == "fine-tune-small-model"
     steps = {step["question"]: step for step in found["path"]}
-    data = "animals/dataset@v1: task classification, 2 labels, 1,010 train rows"
-    assert steps["narrow_task"]["source"] == data
+    assert steps["narrow_task"]["source"] == "animals/dataset@v1, task classification"
+    assert steps["labelled_examples"]["source"] == "animals/dataset@v1, 1,010 train rows"
     assert steps["labelled_examples"]["answer"] == 1010
-    assert steps["labelled_examples"]["beside"] == "your answer was 5"
+    assert steps["labelled_examples"]["beside"] == ("your answer was 5; what was measured counts")
     baseline = steps["prompting_suffices"]
     assert baseline["answer"] is False
     assert baseline["measured"]
-    assert re.search(
-        r"animals/evaluation@v1: base zero-shot, likeliest label, accuracy [\d.]+ % "
-        r"\(95 % interval [\d.]+ to [\d.]+ %, 120 rows\); .*20 points or more",
+    assert re.fullmatch(
+        r"animals/evaluation@v1, [\d.]+ % "
+        r"\(95 % interval [\d.]+ to [\d.]+ %, 120 rows\), target 99.0 %",
         baseline["source"],
     )
-    assert [one["what"] for one in found["measured"]] == ["data", "classical", "prompting"]
+    shown = {one["what"]: one["found"] for one in found["measured"]}
+    assert list(shown) == ["data", "classical", "prompting"]
+    assert shown["data"] == ("animals/dataset@v1: task classification, 2 labels, 1,010 train rows")
+    assert "base zero-shot, likeliest label, accuracy" in shown["prompting"]
+    assert "target 99.0 % accuracy: " in shown["prompting"]
+    assert "20 points or more" in shown["prompting"]
     commands = [step["command"] for step in found["next"]]
     assert commands == ["luthier plan run.yaml", "luthier run run.yaml"]
 
@@ -300,7 +305,7 @@ def test_a_baseline_near_its_target_says_prompting(
     write_answers(project, {"needs_external_knowledge": False, "prompting_suffices": False})
     found = printed(capsys, "--config", "near.yaml", "--answers", "answers.yaml")
     assert found["advice"] == "prompting"
-    assert found["path"][-1]["beside"] == "your answer was no"
+    assert found["path"][-1]["beside"] == "your answer was no; what was measured counts"
     assert found["next"][0]["command"] == "luthier report near.yaml"
     write_answers(project, {"needs_external_knowledge": True, "format_beyond_prompting": True})
     found = printed(capsys, "--config", "near.yaml", "--answers", "answers.yaml")
@@ -311,8 +316,8 @@ def test_a_baseline_near_its_target_says_prompting(
 @pytest.mark.parametrize(
     ("baseline", "said"),
     [
-        ({"target": None}, "without baseline.target nothing judges it"),
-        ({"limit_rows": 50}, "50 test rows cannot tell"),
+        ({"target": None}, "no target"),
+        ({"limit_rows": 50}, "too few rows"),
     ],
 )
 def test_a_baseline_that_cannot_tell_decides_nothing(
@@ -359,15 +364,15 @@ def test_a_trained_run_shows_how_it_compared(
     found = printed(capsys, *arguments)
     assert found["measured"][-1]["what"] == "tuned"
     assert re.match(
-        r"animals/evaluation@v\d+: [+-][\d.]+ points, 95 % interval .* \(exact McNemar, 120 rows\) "
-        "over base zero-shot, likeliest label",
+        r"animals/evaluation@v\d+: .* the best prompted baseline, base zero-shot, likeliest "
+        r"label: [+-][\d.]+ points, .* \(exact McNemar, 120 rows\)",
         found["measured"][-1]["found"],
     )
     assert [step["command"] for step in found["next"]] == ["luthier report tuned.yaml"]
     assert call(["advise", *arguments]) == 0
     text = capsys.readouterr().out
     assert "  tuned        animals/evaluation@" in text
-    assert "  measured       1,010 examples (animals/dataset@v1" in text
+    assert "  measured       1,010 examples (animals/dataset@v1, " in text
 
 
 def test_a_config_that_has_made_nothing_knows_nothing(
@@ -453,7 +458,7 @@ def terminal(folder: Path, *arguments: str) -> Iterator[Terminal]:
 
 def test_asking_with_arrows_and_enter(tmp_path: Path) -> None:
     with terminal(tmp_path, "--write", "new.yaml") as shown:
-        shown.wait_for("Does it need knowledge from outside")
+        shown.wait_for("Does it need outside knowledge")
         shown.press(DOWN + ENTER)
         shown.wait_for("?  no\n")
         shown.wait_for("Is it a narrow task")
@@ -483,7 +488,7 @@ def test_asking_with_arrows_and_enter(tmp_path: Path) -> None:
 def test_in_a_terminal_only_what_is_not_known_is_asked(measured: Path) -> None:
     with terminal(measured, "--config", "run.yaml") as shown:
         shown.wait_for("animals/dataset@v1")
-        shown.wait_for("Does it need knowledge from outside")
+        shown.wait_for("Does it need outside knowledge")
         shown.press("j" + ENTER)
         shown.wait_for("What can it be trained on?")
         shown.press(DOWN + DOWN + ENTER)
@@ -514,4 +519,4 @@ def test_nobody_is_asked_for_json(tmp_path: Path) -> None:
     with terminal(tmp_path, "--json") as shown:
         assert shown.end() == 2
         assert "An answer is missing" in shown.text
-        assert "(arrows, Enter)" not in shown.text
+        assert "Arrows choose" not in shown.text

@@ -13,7 +13,10 @@ from luthier.advice.tree import Change, Known, Step, changes, walk
 
 @dataclass(frozen=True)
 class Finding:
-    """What a run measured about a question; `value` is None where that decides nothing."""
+    """What a run measured about a question; `value` is None where that decides nothing.
+
+    `source` says in a few words where, and what was found.
+    """
 
     value: Value | None
     source: str
@@ -73,17 +76,13 @@ def merged(given: Mapping[str, Value], found: Mapping[str, Finding]) -> dict[str
     for name, question in QUESTIONS.items():
         answer, measured = given.get(name), found.get(name)
         if measured is not None and measured.value is not None:
-            overruled = answer is not None and answer != measured.value
-            beside = (
-                f"your answer was {question.word(answer)}"
-                if overruled and answer is not None
-                else None
-            )
+            beside = None
+            if answer is not None and answer != measured.value:
+                beside = f"your answer was {question.word(answer)}; what was measured counts"
             known[name] = Known(measured.value, measured.source, is_measured=True, beside=beside)
         elif answer is not None:
-            known[name] = Known(
-                answer, "your answer", beside=measured.source if measured else None
-            )
+            beside = f"measured, but it does not decide: {measured.source}" if measured else None
+            known[name] = Known(answer, "your answer", beside=beside)
     return known
 
 

@@ -51,8 +51,8 @@ _ALL = (
     Leaf(
         "fine-tune-small-model",
         "Fine-tune a small model",
-        "A small model (7B to 13B) fine-tuned on the labels, measured against the best prompt on "
-        "rows that training has not seen.",
+        "A small model (rule of thumb: 7B to 13B) fine-tuned on the labels, measured against the "
+        "best prompt on rows that training has not seen.",
         fine_tunes=True,
         goal="classification",
         figures=(rules.TUNED_ACCURACY, rules.FORGETTING),

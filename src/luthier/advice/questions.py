@@ -50,8 +50,8 @@ def _yes_or_no(question: str, text: str, yes: str, no: str) -> Question:
 _ALL = (
     _yes_or_no(
         "needs_external_knowledge",
-        "Does it need knowledge from outside: changing, your own, or very broad?",
-        "prices, tickets, manuals, laws: what no model knows, or knows wrongly tomorrow",
+        "Does it need outside knowledge: changing, your own, or very broad?",
+        "prices, tickets, manuals: what no model knows, or not for long",
         "all it needs stands in the input, or is common knowledge",
     ),
     _yes_or_no(
@@ -79,7 +79,7 @@ _ALL = (
     _yes_or_no(
         "prompting_suffices",
         "Do prompting and few-shot examples reach the consistency needed?",
-        "within 10 points of the target on 100 held-out examples or more",
+        "within 10 points of the target, on 100 held-out examples or more",
         "further below it, or it slips in use",
     ),
     _yes_or_no(

@@ -114,14 +114,14 @@ def _baseline(tuned: str) -> Node:
     return Node(
         QUESTIONS["prompting_suffices"],
         (
-            _yes("The best prompt comes within 10 points of the target: improve it first.",
-                 "prompting"),
-            _no("The best prompt stays 20 points or more below the target: with labelled data, "
-                "training is worth it.", tuned),
+            _yes("The best prompt comes within 10 points of the target (rule of thumb): improve "
+                 "it first.", "prompting"),
+            _no("The best prompt stays 20 points or more below the target (rule of thumb): with "
+                "labelled data, training is worth it.", tuned),
             Branch("not decided", lambda value: value is None, None,
                    "No measurement has decided whether a prompt would do. Let one decide before "
-                   "you train: within 10 points of the target, a better prompt comes first.",
-                   tuned),
+                   "you train: within 10 points of the target (rule of thumb), a better prompt "
+                   "comes first.", tuned),
         ),
         measured_only=True,
     )  # fmt: skip
@@ -192,7 +192,8 @@ TREE: Mapping[str, Node] = {
     "latency": Node(
         QUESTIONS["latency_under_50_ms"],
         (
-            _yes("No retrieval round trip and no large model fits into 50 ms.", "tuned-latency"),
+            _yes("No retrieval and no large model fits into 50 ms (rule of thumb).",
+                 "tuned-latency"),
             _no("There is time for retrieval and a good prompt.", "retrieval-and-prompting"),
         ),
     ),

@@ -14,7 +14,7 @@ from luthier.evaluation.summary import read_summary
 from luthier.pipeline import Pipeline, load_run
 from luthier.report.scores import Scores, SystemScore, read_scores
 from luthier.report.spelling import count, percent, percent_interval
-from luthier.report.verdict import spell_comparison
+from luthier.report.verdict import judge
 from luthier.store import Artifact, Store
 
 
@@ -48,8 +48,8 @@ def read_evidence(path: str, answers: str | None) -> Evidence:
     if "baseline" in made:
         _look_at_baseline(made["baseline"], scores, evidence)
     if scores.comparison is not None:
-        measured = f"{made['evaluate'].ref}: {spell_comparison(scores.comparison)}"
-        evidence.measured.append(("tuned", f"{measured} over {scores.comparison.baseline_title}"))
+        told = f"{made['evaluate'].ref}: {judge(scores, {}, {}).sentence}"
+        evidence.measured.append(("tuned", told))
     return evidence
 
 
@@ -68,10 +68,14 @@ def _look_at_dataset(dataset: Artifact, config: RunConfig, evidence: Evidence) -
     ]
     match info.task:
         case "classification" | "extraction":
-            evidence.found["narrow_task"] = Finding(info.task, told)
-            evidence.found["labelled_examples"] = _labels(rows, told, section)
+            task = Finding(info.task, f"{dataset.ref}, task {info.task}")
+            evidence.found |= {
+                "narrow_task": task,
+                "labelled_examples": _labels(rows, dataset, section),
+            }
         case "grounded":
-            evidence.found["needs_external_knowledge"] = Finding(True, told)
+            task = Finding(True, f"{dataset.ref}, task grounded: answers from documents")
+            evidence.found["needs_external_knowledge"] = task
 
 
 def _own_rows(dataset: Artifact, section: PrepareSection) -> int:
@@ -82,28 +86,31 @@ def _own_rows(dataset: Artifact, section: PrepareSection) -> int:
     return sum(origin != REPLAY for origin in origins)
 
 
-def _labels(rows: int, told: str, section: PrepareSection) -> Finding:
+def _labels(rows: int, dataset: Artifact, section: PrepareSection) -> Finding:
     """How many labels there are; a sample that `prepare.limit` drew cannot say too few."""
+    source = f"{dataset.ref}, {count(rows)} train rows"
     limit = section.limit.get("train")
     if limit is not None and rows >= limit and rows < DATA_NEEDED["classification"].least:
-        return Finding(None, f"{told}, as many as prepare.limit lets through")
-    return Finding(rows, told)
+        return Finding(None, f"{source}, as many as prepare.limit lets through")
+    return Finding(rows, source)
 
 
 def _look_at_baseline(baseline: Artifact, scores: Scores, evidence: Evidence) -> None:
     summary = read_summary(baseline.path)
     best = next(one for one in scores.systems if _is(one, summary["best_system"]))
-    told = (
-        f"{baseline.ref}: {best.title}, {scores.metric} {percent(best.score)} (95 % interval "
-        f"{percent_interval(best.low, best.high)}, {count(best.rows)} rows)"
+    reached = (
+        f"{percent(best.score)} (95 % interval {percent_interval(best.low, best.high)}, "
+        f"{count(best.rows)} rows)"
     )
+    told, source = f"{baseline.ref}: {best.title}, {scores.metric} {reached}", baseline.ref
     target = summary["target"]
     if target is None:
         told += "; without baseline.target nothing judges it"
-        evidence.found["prompting_suffices"] = Finding(None, told)
+        evidence.found["prompting_suffices"] = Finding(None, f"{source}, {reached}, no target")
     else:
-        told += f"; {target['reason']} ({target['metric']} {percent(target['target'])})"
-        evidence.found |= _verdict(target["verdict"], told)
+        wanted = f"target {percent(target['target'])}"
+        told += f"; {wanted} {target['metric']}: {target['reason']}"
+        evidence.found |= _verdict(target["verdict"], f"{source}, {reached}, {wanted}")
     evidence.measured.append(("prompting", told))
 
 
@@ -111,14 +118,14 @@ def _is(score: SystemScore, name: str) -> bool:
     return score.role == "baseline" and score.system == name
 
 
-def _verdict(verdict: str, told: str) -> Mapping[str, Finding]:
+def _verdict(verdict: str, source: str) -> Mapping[str, Finding]:
     """What the 10/20-point rule answers: near the target a prompt holds the form too."""
     match verdict:
         case "improve-prompt":
             return {
-                "prompting_suffices": Finding(True, told),
-                "format_beyond_prompting": Finding(False, told),
+                "prompting_suffices": Finding(True, source),
+                "format_beyond_prompting": Finding(False, source),
             }
         case "fine-tune":
-            return {"prompting_suffices": Finding(False, told)}
-    return {"prompting_suffices": Finding(None, told)}
+            return {"prompting_suffices": Finding(False, source)}
+    return {"prompting_suffices": Finding(None, f"{source}: {verdict.replace('-', ' ')}")}

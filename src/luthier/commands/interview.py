@@ -5,6 +5,7 @@ from typing import Any
 
 from luthier.advice.questions import Question, Value
 from luthier.errors import InterruptedRunError
+from luthier.report.terminal import printing
 
 _MOST_DIGITS = 12
 
@@ -21,13 +22,13 @@ def ask(question: Question, undecided: str | None = None) -> Value:
         InterruptedRunError: Ctrl-C, Ctrl-D, or the terminal went away.
     """
     if undecided is not None:
-        _say(f"  measured, but it does not decide the next question: {undecided}")
+        _say(f"measured, but it does not decide the next question: {undecided}", "dim")
     try:
         chosen = _prompt(question).unsafe_ask()
     except (KeyboardInterrupt, EOFError) as error:
         raise InterruptedRunError("Stopped. Nothing was advised, nothing written.") from error
     answer: Value = int(chosen) if not question.options else question.options[chosen].value
-    _say(f"  {question.text}  {question.word(answer)}")
+    _say(f"{question.text}  {question.word(answer)}")
     return answer
 
 
@@ -53,7 +54,7 @@ def _prompt(question: Question) -> Any:
         choices,
         qmark=" ",
         pointer=">",
-        instruction="(arrows, Enter)",
+        instruction=" ",
         erase_when_done=True,
     )
 
@@ -63,6 +64,10 @@ def _checked_count(text: str) -> bool | str:
     return is_count or "a whole number, such as 1500"
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+def _say(text: str, style: str = "") -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    with printing() as console:
+        console.print(Padding(Text(text, style), (0, 0, 0, 2), expand=False))
     sys.stdout.flush()

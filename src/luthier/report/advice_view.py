@@ -61,11 +61,13 @@ def _measured(measured: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def print_known(measured: Sequence[tuple[str, str]]) -> None:
-    """Print what is known before anything is asked."""
+    """Print what is known before anything is asked, and how to answer."""
     with printing() as console:
         if measured:
             heading(console, "measured")
             facts(console, _measured(measured))
+        console.print()
+        console.print("  Arrows choose, Enter answers, Ctrl-C leaves.", style="dim")
         console.print()
 
 
@@ -76,11 +78,12 @@ def _answers(console: "Console", asked: Mapping[str, Value], file: str) -> None:
 
 
 def _reason(console: "Console", number: int, reason: Reason) -> None:
-    source = printable(reason.source)
+    is_measured = reason.step.known is not None and reason.step.known.is_measured
+    source = ("measured: " if is_measured else "") + printable(reason.source)
     _hanging(console, f"{number}.", reason.step.node.text)
     _hanging(console, "", f"{reason.answer} ({source})")
     if reason.beside is not None:
-        _hanging(console, "", f"beside it: {printable(reason.beside)}", "yellow")
+        _hanging(console, "", printable(reason.beside), "yellow")
     _hanging(console, "", reason.step.branch.reason)
     for change in reason.changes:
         _hanging(console, "", _spelled_change(change), "dim")
