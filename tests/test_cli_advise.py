@@ -19,11 +19,14 @@ from typing import Any
 import pytest
 import yaml
 
-from evaluation_cases import class_records
+from evaluation_cases import chat_records, class_records
+from luthier.advice.leaves import LEAVES
+from luthier.advice.questions import QUESTIONS
 from luthier.cli import call
 from luthier.config import load_config
+from luthier.data.dataset import read_info
 from luthier.stages import discover
-from project import luthier
+from project import ROOT, luthier
 
 NARROW = {
     "needs_external_knowledge": False,
@@ -347,6 +350,34 @@ def test_rows_that_a_limit_left_over_are_not_all_there_are(
     assert "100 train rows, as many as prepare.limit lets through" in error
 
 
+def test_replay_rows_are_no_labels(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (json.dumps(record) for record in chat_records(30, 0))
+    (project / "general.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    replay = {"path": "general.jsonl", "fraction": 0.02}
+    write_config(project, "replay.yaml", prepare=CONFIG["prepare"] | {"replay": replay})
+    assert call(["prepare", "replay.yaml", "--json"]) == 0
+    made = Path(json.loads(capsys.readouterr().out)["path"])
+    assert read_info(made).splits["train"] > 1010
+    write_answers(project, {"needs_external_knowledge": False})
+    found = printed(capsys, "--config", "replay.yaml", "--answers", "answers.yaml")
+    assert found["labelled_examples"] == 1010
+
+
+def test_answers_from_documents_need_knowledge_from_outside(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ROOT / "data" / "grounded_example"
+    sources = [{"path": str(rows / f"{s}.jsonl"), "split": s} for s in ("train", "validation")]
+    section = {"task": "grounded", "sources": sources, "max_length_tokens": 4096}
+    write_config(project, "grounded.yaml", prepare=section)
+    assert call(["prepare", "grounded.yaml"]) == 0
+    capsys.readouterr()
+    write_answers(project, {"needs_external_knowledge": False, "format_beyond_prompting": True})
+    found = printed(capsys, "--config", "grounded.yaml", "--answers", "answers.yaml")
+    assert found["advice"] == "hybrid"
+    assert "task grounded: answers from documents" in found["path"][0]["source"]
+
+
 def test_a_trained_run_shows_how_it_compared(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -520,3 +551,18 @@ def test_nobody_is_asked_for_json(tmp_path: Path) -> None:
         assert shown.end() == 2
         assert "An answer is missing" in shown.text
         assert "Arrows choose" not in shown.text
+
+
+def test_the_page_shows_what_is_printed(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "advise.md").read_text(encoding="utf-8")
+    (answers,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (shown,) = re.findall(r"```\n\$ (luthier .*?)```", page, re.DOTALL)
+    command, output = shown.split("\n", 1)
+    (here / "answers.yaml").write_text(answers, encoding="utf-8")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert call(command.split()[1:]) == 0
+    assert capsys.readouterr().out == output
+    for name in (*QUESTIONS, *LEAVES):
+        assert f"`{name}`" in page or f"**{name}**" in page, name

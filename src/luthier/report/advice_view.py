@@ -126,9 +126,12 @@ def _methods(console: "Console", advice: Advice) -> None:
         mark = "->" if name == advice.method else ""
         table.add_row(mark, method.name, method.use, method.hardware, method.quality)
     indented(console, table)
-    if advice.hardware is None:
-        said = f"Say what you have, and one is marked: hardware: {QUESTIONS['hardware'].allowed}"
-    else:
-        said = f"-> for {advice.hardware}"
+    match advice.hardware:
+        case None:
+            said = f"To have one marked, answer hardware: {QUESTIONS['hardware'].allowed}"
+        case "cpu":
+            said = "-> for cpu, with a very small model: configs/quickstart.yaml is one"
+        case _:
+            said = f"-> for {advice.hardware}"
     console.print()
     _hanging(console, "", said)
