@@ -20,11 +20,11 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 LAYERS = [
     {"errors", "gates", "interrupts", "progress"},
     {"config", "store"},
-    {"data", "estimate", "models", "training", "evaluation", "serving"},
+    {"advice", "data", "estimate", "models", "training", "evaluation", "serving"},
     {"stages"},
     {"pipeline", "planning", "forking", "foretelling"},
     {"report"},
-    {"cli"},
+    {"cli", "commands"},
 ]
 
 
@@ -74,6 +74,7 @@ def test_help_loads_nothing_heavy() -> None:
     script = (
         "import sys\nfrom luthier.cli import call\ncode = call(['--help'])\n"
         "light = {'luthier.cli', 'luthier.errors', 'luthier.stages'}\n"
+        "light |= {'luthier.commands', 'luthier.commands.advise'}\n"
         "own = {m for m in sys.modules if m.startswith('luthier.')}\n"
         "assert own <= light, own - light\n"
         "heavy = {'torch', 'transformers', 'datasets', 'peft', 'trl', 'pyarrow', 'scipy', 'numpy'"

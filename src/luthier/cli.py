@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from luthier import __version__
+from luthier.commands.advise import advise
 from luthier.errors import ConfigError, GateError, LuthierError
 
 app = typer.Typer(
@@ -221,6 +222,9 @@ def schema() -> None:
     from luthier.stages import discover
 
     _print_json(json_schema({name: stage.section for name, stage in discover().items()}))
+
+
+app.command()(advise)
 
 
 def _add_stage_commands() -> None:

@@ -1,11 +1,11 @@
-"""`RunConfig`, and `load_config`, which makes one from a YAML file."""
+"""`RunConfig`, and `load_config`, which makes one from a YAML file; other files of one section."""
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError, create_model
 
@@ -14,6 +14,8 @@ from luthier.config.findings import problems_of
 from luthier.config.section import Section
 from luthier.config.sources import read_sources
 from luthier.gates import GATES
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 DEFAULT_SEED = 7
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
@@ -57,19 +59,34 @@ def load_config(
     root, empty = _without_empty_sections(root, {*sections, "gates"})
     problems += empty
     model = file_model(sections)
-    try:
-        file = model.model_validate_json(json.dumps(plain(root)), strict=True)
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        problems += problems_of([dict(one) for one in found], model, root)
-        raise_if_any(problems)
-        raise AssertionError("a validation error has a problem") from error
-    raise_if_any(problems)
+    file = _validated(model, root, problems)
     values = {name: getattr(file, name) for name in model.model_fields}
     present = {name: values[name] for name in sections if values[name] is not None}
     return RunConfig(
         values["name"], values["seed"], values["gates"], path, tuple(overrides), present
     )
+
+
+def load_section(path: Path | str, model: type[SectionT]) -> SectionT:
+    """Read a YAML file that is one section, by the rules of run configs.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    root, problems = read_sources(Path(path), ())
+    return _validated(model, root, problems)
+
+
+def _validated(model: type[SectionT], root: Node, problems: list[Problem]) -> SectionT:
+    """The tree as its model; `problems` are the mistakes met while reading it."""
+    try:
+        read = model.model_validate_json(json.dumps(plain(root)), strict=True)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        raise_if_any(problems + problems_of([dict(one) for one in found], model, root))
+        raise AssertionError("a validation error has a problem") from error
+    raise_if_any(problems)
+    return read
 
 
 def file_model(sections: Mapping[str, type[Section]]) -> type[Section]:

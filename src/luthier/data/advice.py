@@ -3,23 +3,35 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from luthier.advice.rules import DATA_NEEDED, HELD_OUT_ROWS
 from luthier.data.rows import Split, Task
 from luthier.data.summary import Advice, DatasetInfo
 
-# What a task needs: least rows, rows that are reliable, and for what. The decision framework's
-# table "Data needed"; it has no figure for the tasks that are missing here.
+# What a task needs: least rows, rows that are reliable, and for what. The decision framework has
+# no figure for the tasks that are missing here.
+_LABELS, _STYLE, _NEW_TASKS = (
+    DATA_NEEDED[goal] for goal in ("classification", "style", "instructions")
+)
+_CHAT = (
+    _STYLE.least,
+    _NEW_TASKS.least,
+    f"a style ({_NEW_TASKS.least:,} for following instructions on new tasks)",
+)
 _ROWS_NEEDED: Mapping[Task, tuple[int, int, str]] = {
-    "classification": (1_000, 5_000, "classification with LoRA"),
-    "extraction": (1_000, 5_000, "extraction, as for classification with LoRA"),
-    "grounded": (500, 1_000, "a style or format"),
-    "chat": (500, 10_000, "a style (10,000 for following instructions on new tasks)"),
-    "completion": (500, 10_000, "a style (10,000 for following instructions on new tasks)"),
+    "classification": (_LABELS.least, _LABELS.reliable, "classification with LoRA"),
+    "extraction": (
+        _LABELS.least,
+        _LABELS.reliable,
+        "extraction, as for classification with LoRA",
+    ),
+    "grounded": (_STYLE.least, _STYLE.reliable, "a style or format"),
+    "chat": _CHAT,
+    "completion": _CHAT,
 }
 _USE_OF_SPLITS: Mapping[Split, str] = {
     "test": "nothing can be measured on rows that training has not seen",
     "validation": "the best checkpoint cannot be chosen",
 }
-_TEST_ROWS = 100  # the decision framework: "a held-out set of at least 100 examples"
 _HALF_WIDTH = 0.05  # an interval of 10 points tells the framework's 10 from its 20 points
 _IMBALANCE = 10  # largest class by smallest
 _CLASS_ROWS = 20
@@ -117,10 +129,10 @@ def _test_size(case: _Case) -> Iterator[Advice]:
         f"{rows} test rows: a model that is right on {share:.0%} of them is right on "
         f"{low:.0%} to {high:.0%} (Wilson's 95 % interval)."
     )
-    if rows < _TEST_ROWS:
+    if rows < HELD_OUT_ROWS:
         yield _warn(
             "test-too-small",
-            f"{measured} Rule of thumb (decision framework): {_TEST_ROWS} at least. Add test "
+            f"{measured} Rule of thumb (decision framework): {HELD_OUT_ROWS} at least. Add test "
             "rows, or raise prepare.test_fraction; otherwise the verdict is 'cannot tell'.",
         )
     elif high - low > 2 * _HALF_WIDTH:
