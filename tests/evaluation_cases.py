@@ -29,7 +29,10 @@ TRAINING = {"dtype": "float32", "quantization": None, "method": "lora"}
 
 def artifact(folder: Path, kind: ArtifactKind, **facts: object) -> Artifact:
     """A folder as a sealed artifact, with the parts of a manifest that stages read."""
-    return Artifact(folder, Manifest.model_construct(kind=kind, facts=facts, digest="0" * 64))
+    return Artifact(
+        folder,
+        Manifest.model_construct(name="case", version=1, kind=kind, facts=facts, digest="0" * 64),
+    )
 
 
 def class_records(count: int, first: int) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from luthier.errors import ConfigError, DataError
 from luthier.evaluation.retention import RetentionSection
 from luthier.evaluation.shipping import ShipSection
 from luthier.evaluation.target import Target
+from luthier.models.merging import merge
 from luthier.stages import baseline
 from luthier.stages.contract import StageResult
 from luthier.stages.evaluate import STAGE, EvaluateSection
@@ -45,19 +46,35 @@ def made(
     return {"base": base, "dataset": dataset, "baseline": artifact(answered, "evaluation")}
 
 
-@pytest.fixture
-def evaluate(made: dict[str, Artifact], tmp_path: Path) -> Evaluate:
-    """Trains an adapter, evaluates it; gives the stage's result and evaluation.json."""
+@pytest.fixture(scope="module")
+def trained(
+    made: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Artifact]:
+    """An adapter of these options, trained once."""
+    adapters: dict[str, Artifact] = {}
 
-    def call(section: EvaluateSection | None = None, **training: Any) -> Evaluated:
-        base, dataset = made["base"].path, made["dataset"].path
-        options = {"steps": 60, **training}
-        adapter = train_adapter(base, dataset, tmp_path / "adapter", **options)
+    def call(**options: Any) -> Artifact:
+        name = str(sorted(options.items()))
+        if name not in adapters:
+            folder = tmp_path_factory.mktemp("trained") / "adapter"
+            base, dataset = made["base"].path, made["dataset"].path
+            adapters[name] = train_adapter(base, dataset, folder, **{"steps": 60, **options})
+        return adapters[name]
+
+    return call
+
+
+@pytest.fixture
+def evaluate(
+    made: dict[str, Artifact], trained: Callable[..., Artifact], tmp_path: Path
+) -> Evaluate:
+    """Evaluates such an adapter; gives the stage's result and evaluation.json."""
+
+    def call(section: EvaluateSection | None = None, **options: Any) -> Evaluated:
         workspace = Workspace(tmp_path / "evaluated")
         workspace.path.mkdir()
-        result = run_stage(
-            STAGE, section or EvaluateSection(), {**made, "adapter": adapter}, workspace
-        )
+        inputs = {**made, "adapter": trained(**options)}
+        result = run_stage(STAGE, section or EvaluateSection(), inputs, workspace)
         return result, json.loads((workspace.path / "evaluation.json").read_bytes())
 
     return call
@@ -96,7 +113,9 @@ def test_no_gain(evaluate: Evaluate) -> None:
     assert "target: accuracy" in gate.detail
 
 
-def test_a_gain_within_noise_on_too_few_rows(made: dict[str, Artifact], tmp_path: Path) -> None:
+def test_a_gain_within_noise_on_too_few_rows(
+    made: dict[str, Artifact], trained: Callable[..., Artifact], tmp_path: Path
+) -> None:
     """The same healthy adapter on six rows: nobody can tell, and the verdict says so (F35)."""
     base, dataset = made["base"], made["dataset"]
     few = {}
@@ -108,7 +127,7 @@ def test_a_gain_within_noise_on_too_few_rows(made: dict[str, Artifact], tmp_path
         folder.mkdir()
         inputs = {"base": base, "dataset": dataset}
         if name == "tuned":
-            adapter = train_adapter(base.path, dataset.path, tmp_path / "adapter", steps=60)
+            adapter = trained()
             inputs |= {
                 "adapter": adapter,
                 "baseline": artifact(tmp_path / "baseline", "evaluation"),
@@ -213,3 +232,28 @@ def test_a_question_without_one_right_answer_is_named(
     texts = made["base"].path.parent / "texts.jsonl"
     with pytest.raises(DataError, match=r"questions\.jsonl:1: each line is"):
         evaluate(EvaluateSection(retention=RetentionSection(texts=texts, questions=path)))
+
+
+def test_a_version_that_is_worse_than_production_does_not_ship(
+    made: dict[str, Artifact], trained: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    base = made["base"]
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    merge(base.path, trained().path, merged)
+    stops = base.manifest.facts["stop_token_ids"]
+    production = artifact(merged, "model", stop_token_ids=stops)
+    found = {}
+    for name, steps in (("same", 60), ("worse", 0)):
+        workspace = Workspace(tmp_path / f"{name} evaluated")
+        workspace.path.mkdir()
+        inputs = {**made, "adapter": trained(steps=steps), "production": production}
+        run_stage(STAGE, EvaluateSection(), inputs, workspace)
+        found[name] = json.loads((workspace.path / "evaluation.json").read_bytes())
+    same, worse = found["same"], found["worse"]
+    assert held(same)["not-worse-than-production"] == "holds"
+    assert same["production"]["gained"] == same["production"]["lost"] == []
+    assert same["ship"]["word"] == "ship"
+    assert held(worse)["not-worse-than-production"] == "broken"
+    assert len(worse["production"]["lost"]) > len(worse["production"]["gained"])
+    assert worse["best_system"] != "production/generation"

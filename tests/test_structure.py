@@ -22,7 +22,7 @@ LAYERS = [
     {"config", "store"},
     {"advice", "data", "estimate", "models", "training", "evaluation", "serving"},
     {"stages"},
-    {"pipeline", "planning", "forking", "foretelling"},
+    {"pipeline", "planning", "forking", "foretelling", "promoting"},
     {"report"},
     {"cli", "commands"},
 ]
@@ -74,7 +74,7 @@ def test_help_loads_nothing_heavy() -> None:
     script = (
         "import sys\nfrom luthier.cli import call\ncode = call(['--help'])\n"
         "light = {'luthier.cli', 'luthier.errors', 'luthier.stages'}\n"
-        "light |= {'luthier.commands', 'luthier.commands.advise'}\n"
+        "light |= {'luthier.commands', 'luthier.commands.advise', 'luthier.commands.tagging'}\n"
         "own = {m for m in sys.modules if m.startswith('luthier.')}\n"
         "assert own <= light, own - light\n"
         "heavy = {'torch', 'transformers', 'datasets', 'peft', 'trl', 'pyarrow', 'scipy', 'numpy'"

@@ -10,6 +10,7 @@ import typer
 
 from luthier import __version__
 from luthier.commands.advise import advise
+from luthier.commands.tagging import promote, tag
 from luthier.errors import ConfigError, GateError, LuthierError
 
 app = typer.Typer(
@@ -225,6 +226,8 @@ def schema() -> None:
 
 
 app.command()(advise)
+app.command()(tag)
+app.command()(promote)
 
 
 def _add_stage_commands() -> None:

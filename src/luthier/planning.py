@@ -134,6 +134,9 @@ class Planner:
             if named is not None:
                 inputs[slot.name] = named
                 continue
+            tagged = self._tagged(slot, inputs)
+            if tagged is not None:
+                inputs[slot.name] = tagged
             maker = self._maker(slot)
             if maker is None:
                 continue
@@ -245,6 +248,20 @@ class Planner:
         if slot.only_with is not None and slot.only_with not in self.config.sections:
             return None
         return next((name for name in slot.stages if name in self.config.sections), None)
+
+    def _tagged(self, slot: Slot, inputs: Mapping[str, Artifact]) -> Artifact | None:
+        """What the slot's tag names, unless it is what this run made."""
+        if slot.tag is None:
+            return None
+        try:
+            found = self.store.tagged(self.config.name, slot.kind, slot.tag)
+        except StoreError as error:
+            raise ConfigError(str(error)) from error
+        if found is None or "adapter" not in inputs:
+            return found
+        own = inputs["adapter"].digest
+        is_own = any(ref.slot == "adapter" and ref.digest == own for ref in found.manifest.inputs)
+        return None if is_own else found
 
     def _named(self, stage: Stage[Any], slot: Slot) -> Artifact | None:
         """The artifact that the command line, or the stage's section, names for a slot."""

@@ -1,13 +1,12 @@
 """What is to be served against the model that was measured: the same rows, the same verdict."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from luthier.evaluation.answers import Answer
-from luthier.evaluation.shipping import Held, Rule
+from luthier.evaluation.shipping import Rule, against
 from luthier.evaluation.speed import Speed
-from luthier.evaluation.statistics import PairedTest
 from luthier.evaluation.versus import compare_rows
 from luthier.gates import Gate, check
 
@@ -51,28 +50,14 @@ def accept_served(
     for one in served:
         test = compare_rows(one.answers, tuned, old_name="The tuned model", alpha=alpha, seed=seed)
         tests[one.name] = asdict(test)
-        rule = _as_tuned(one.name, test, max_drop)
+        rule = against("as-tuned", "the tuned model", test, max_drop)
+        rule = replace(rule, said=f"{one.name} {rule.said}")
         rules.append(rule)
         gates.append(check("as-tuned", rule.held, "!=", "broken", rule.said))
         lines.append(f"  {rule.said}")
         if max_p95_seconds is not None and one.speed is not None:
             rules.append(_fast(one.name, one.speed, max_p95_seconds))
     return Accepted(tests, rules, gates, lines)
-
-
-def _as_tuned(name: str, test: PairedTest, max_drop: float) -> Rule:
-    low, high = test.interval
-    held: Held = "cannot tell"
-    if low >= -max_drop:
-        held = "holds"
-    elif high < -max_drop:
-        held = "broken"
-    said = (
-        f"{name} {100 * test.difference:+.1f} points against the tuned model, 95 % interval "
-        f"{100 * low:+.1f} to {100 * high:+.1f}, {test.rows} rows; at most "
-        f"{100 * max_drop:.1f} below"
-    )
-    return Rule("as-tuned", held, said)
 
 
 def _fast(name: str, speed: Speed, limit: float) -> Rule:

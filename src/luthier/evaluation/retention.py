@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.config import Field, Section
 from luthier.data.rows import RowError
 from luthier.data.strict_json import json_object
+from luthier.data.tokens import IGNORE_INDEX
 from luthier.errors import DataError
 from luthier.evaluation.engine import Asked
 from luthier.evaluation.journal import collect
@@ -21,13 +22,13 @@ from luthier.evaluation.systems import LocalSystem, Prompt
 from luthier.gates import Gate, check
 from luthier.models.chat import encode
 from luthier.store.artifact import Workspace
+from luthier.training.loss import mean_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_TEXT_TOKENS = 512  # of each text; the rest is not looked at
 _FEWEST_TEXTS = 10  # for an interval
-_TEXT, _QUESTION = "text", "question"
 
 
 class RetentionSection(Section):
@@ -62,7 +63,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Material:
-    """What is measured on: token ids of each text, and the questions."""
+    """What is measured on: token ids of each text, the questions, and a prompt for each of their
+    choices."""
 
     texts: list[tuple[int, ...]]
     questions: list[Question]
@@ -96,11 +98,11 @@ def load_material(section: RetentionSection, tokenizer: "PreTrainedTokenizerBase
         if section.questions
         else []
     )
-    prompts = [Prompt(f"{_TEXT} {n}", ids[:1], ids[1:]) for n, ids in enumerate(texts)]
+    prompts: list[Prompt] = []
     for n, one in enumerate(questions):
         asked = tuple(encode(tokenizer, f"Question: {one.question}\nAnswer:"))
         prompts += [
-            Prompt(f"{_QUESTION} {n} {place}", asked, tuple(encode(tokenizer, f" {choice}")))
+            Prompt(f"{n} {place}", asked, tuple(encode(tokenizer, f" {choice}")))
             for place, choice in enumerate(one.choices)
         ]
     return Material(texts, questions, prompts)
@@ -118,14 +120,13 @@ def remember(
     A question's answer is the choice with the highest likelihood a byte, as `acc_norm` of
     EleutherAI's lm-evaluation-harness has it.
     """
-    system = LocalSystem(f"{name}-retention", model, tokenizer, Asked(stop_token_ids=()))
+    nats = _text_losses(f"{name}: general text", model, material, workspace)
+    if not material.questions:
+        return Remembered(nats, [])
+    system = LocalSystem(f"{name}-questions", model, tokenizer, Asked(stop_token_ids=()))
     replies = collect(system, material.prompts, workspace).replies
     log_p = [_known(reply.reference_log_p) for reply in replies]
-    count = len(material.texts)
-    nats = [
-        -total / (len(ids) - 1) for total, ids in zip(log_p[:count], material.texts, strict=True)
-    ]
-    right, start = [], count
+    right, start = [], 0
     for one in material.questions:
         end = start + len(one.choices)
         scores = [
@@ -135,6 +136,22 @@ def remember(
         right.append(scores.index(max(scores)) == one.answer)
         start = end
     return Remembered(nats, right)
+
+
+def _text_losses(
+    title: str, model: "PreTrainedModel", material: Material, workspace: Workspace
+) -> list[float]:
+    """Nats a token of each text, its first token left out, which nothing predicts."""
+    from datasets import Dataset
+
+    losses = []
+    with workspace.reporter.task(title, len(material.texts), "texts") as task:
+        for ids in material.texts:
+            workspace.raise_if_stopped()
+            row = {"input_ids": [list(ids)], "labels": [[IGNORE_INDEX, *ids[1:]]]}
+            losses.append(mean_loss(model, Dataset.from_dict(row)))
+            task.advance()
+    return losses
 
 
 def _known(log_p: float | None) -> float:

@@ -11,8 +11,9 @@ from typing import Any, Literal
 from luthier.config import Field, Section
 from luthier.errors import ConfigError
 from luthier.evaluation.answers import Answer
+from luthier.evaluation.class_changes import class_changes
 from luthier.evaluation.refusals import is_refusal
-from luthier.evaluation.statistics import PairedTest, compare, wilson_interval
+from luthier.evaluation.statistics import PairedTest, wilson_interval
 from luthier.evaluation.target import Target
 from luthier.gates import Gate, check
 
@@ -33,7 +34,13 @@ class ShipSection(Section):
         0.2, gt=0, le=1, description="what the recall of no class may surely be below"
     )
     max_class_drop: float | None = Field(
-        0.1, ge=0, lt=1, description="by how much a class may surely be worse than the baseline's"
+        0.1,
+        ge=0,
+        lt=1,
+        description="by how much the F1 of a class may surely be below the baseline's",
+    )
+    max_production_drop: float | None = Field(
+        0.02, ge=0, le=1, description="by how much it may be worse than what is in production"
     )
     max_cut_off: float | None = Field(
         0.01, ge=0, le=1, description="share of the answers that max_new_tokens may cut off (F36)"
@@ -169,6 +176,21 @@ def _gain(paired: PairedTest) -> Rule:
     return Rule("better-than-baseline", held[paired.verdict], said)
 
 
+def against(rule: str, what: str, test: PairedTest, max_drop: float) -> Rule:
+    """No more than `max_drop` below another system: by the whole paired interval."""
+    low, high = test.interval
+    held: Held = "cannot tell"
+    if low >= -max_drop:
+        held = "holds"
+    elif high < -max_drop:
+        held = "broken"
+    said = (
+        f"{100 * test.difference:+.1f} points against {what}, 95 % interval {100 * low:+.1f} to "
+        f"{100 * high:+.1f}, {test.rows} rows; at most {100 * max_drop:.1f} below"
+    )
+    return Rule(rule, held, said)
+
+
 def _floor(limit: float, measured: Measured) -> Rule:
     """Broken by a class whose whole interval lies below; named as well: those whose score does."""
     low: list[str] = []
@@ -187,26 +209,20 @@ def _floor(limit: float, measured: Measured) -> Rule:
 
 
 def _drop(limit: float, measured: Measured, old: Sequence[Answer]) -> Rule:
-    """Exact McNemar within each class, Holm's correction over the classes.
+    """Broken by a class whose whole interval lies below.
 
-    A drop that the test does not find is no reason against: with some rows a class, chance alone
-    makes one of many drop.
+    A drop that may be chance is no reason against: of many classes with some rows each, one drops.
     """
-    before, after = _by_class(old), _by_class(measured.answers)
-    tests = {
-        label: compare(after[label], before[label], alpha=measured.alpha, seed=measured.seed)
-        for label in after
-    }
-    adjusted = _holm({label: test.p_value for label, test in tests.items()})
+    changes = class_changes(
+        old, measured.answers, measured.labels, alpha=measured.alpha, seed=measured.seed
+    )
     worse = [
-        f"{label} {100 * test.old_accuracy:.0f} to {100 * test.new_accuracy:.0f} %"
-        for label, test in tests.items()
-        if test.difference < -limit and adjusted[label] < measured.alpha
+        f"{one.label} {one.old_f1:.2f} to {one.new_f1:.2f}" for one in changes if one.high < -limit
     ]
-    said = f"no class surely more than {100 * limit:.0f} points below the baseline"
     if not worse:
+        said = f"no class surely has an F1 more than {limit:.2f} below the baseline's"
         return Rule("classes-not-worse", "holds", said)
-    return Rule("classes-not-worse", "broken", f"recall of {', '.join(worse)}")
+    return Rule("classes-not-worse", "broken", f"F1 of {', '.join(worse)}")
 
 
 def _by_class(answers: Sequence[Answer]) -> dict[str, list[bool]]:
@@ -214,15 +230,6 @@ def _by_class(answers: Sequence[Answer]) -> dict[str, list[bool]]:
     for answer in answers:
         found.setdefault(answer.expected, []).append(answer.correct)
     return dict(sorted(found.items()))
-
-
-def _holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down adjustment (Holm 1979)."""
-    adjusted, highest = dict[str, float](), 0.0
-    for place, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[name]))
-        adjusted[name] = highest
-    return adjusted
 
 
 def _share(rule: str, hits: Sequence[bool], limit: float, what: str) -> Rule:

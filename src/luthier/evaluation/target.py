@@ -61,8 +61,8 @@ def judge_target(summary: Mapping[str, Any], metric: str, target: float) -> Targ
 
 def _advise(gap: float, low: float, high: float, rows: int) -> tuple[Advice, str]:
     found = (
-        f"{100 * gap:.1f} points below the target, "
-        f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
+        f"{100 * abs(gap):.1f} points {'below' if gap > 0 else 'above'} the target, 95 % interval "
+        f"of what is missing {100 * low:.1f} to {100 * high:.1f}"
     )
     if rows < _MINIMUM_ROWS:
         return "too-few-rows", f"{rows} test rows cannot tell; use {_MINIMUM_ROWS} or more"

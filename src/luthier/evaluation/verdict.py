@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.evaluation.answers import Answer
+from luthier.evaluation.production import compare_production, describe_production
 from luthier.evaluation.retention import (
     Remembered,
     RetentionSection,
@@ -27,14 +28,15 @@ from luthier.gates import Gate
 
 @dataclass(frozen=True)
 class Candidate:
-    """The tuned system: its answers to the test rows, their summary, and what it remembers of
-    general text, after what its base does."""
+    """The tuned system: its answers to the test rows, their summary, what it remembers of general
+    text, after what its base does, and the production model's version and answers."""
 
     name: str
     answers: Sequence[Answer]
     measured: Mapping[str, Any]
     labels: Sequence[str]
     remembered: tuple[Remembered, Remembered] | None
+    production: "tuple[str, Sequence[Answer]] | None" = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,18 @@ def judge(candidate: Candidate, baseline: Baseline | None, limits: Limits) -> Ju
             retention=of_retention,
         ),
     )
+    if candidate.production is not None and limits.ship.max_production_drop is not None:
+        ref, old = candidate.production
+        found["production"], rule = compare_production(
+            candidate.answers,
+            old,
+            ref,
+            max_drop=limits.ship.max_production_drop,
+            alpha=limits.alpha,
+            seed=limits.seed,
+        )
+        rules.append(rule)
+        lines.append(describe_production(found["production"]))
     verdict = weigh(rules)
     found["ship"] = verdict.as_json()
     gates += of_retention

@@ -74,6 +74,8 @@ def artifact_rows(contents: "Contents") -> list[dict[str, Any]]:
     names: dict[str, list[str]] = {}
     for version in contents.versions:
         names.setdefault(version.key, []).append(version.ref)
+    for key, tagged in contents.tags.items():
+        names.setdefault(key, []).extend(tagged)
     rows = [
         _row(artifact, names.pop(artifact.key, [artifact.ref])) for artifact in contents.artifacts
     ]

@@ -20,6 +20,8 @@ class Slot:
     With `only_with`, the slot is there only where the config has that stage too.
     With `field`, what that field of the stage's section names is taken from the store instead;
     the field is `result_free`, since the artifact it names is in the key by its content.
+    With `tag`, it is what that tag names of the run's own versions, where it is set and was not
+    made from this very adapter.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Slot:
     optional: bool = False
     field: str | None = None
     only_with: str | None = None
+    tag: str | None = None
 
 
 @dataclass(frozen=True)

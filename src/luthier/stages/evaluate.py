@@ -18,6 +18,7 @@ from luthier.evaluation.held_out_pairs import (
     summarise_pairs,
 )
 from luthier.evaluation.journal import Collected
+from luthier.evaluation.production import NAME, ask_production
 from luthier.evaluation.prompts import label_tokens, trained_prompts
 from luthier.evaluation.retention import (
     Material,
@@ -106,9 +107,13 @@ def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> 
     }
     answers = {name: one for found in asked.values() for name, one in found.answers.items()}
     kept = [answer for found in asked.values() for answer in found.all_answers()]
+    production = inputs.get("production")
+    of_production = ask_production(production, plan, workspace)[0] if production else {}
+    kept += [answer for found in of_production.values() for answer in found]
     write_answers(workspace.path, kept)
     before = asked[_BEFORE].answers if _BEFORE in asked else {}
-    summary = summarize(plan.info, answers, inputs.seed, only_to_compare=before)
+    others = {**before, **of_production}
+    summary = summarize(plan.info, answers | of_production, inputs.seed, only_to_compare=others)
     summary |= {"reading": plan.reading, "max_new_tokens": plan.max_new_tokens}
     baseline = inputs.get("baseline")
     judged = judge(
@@ -118,6 +123,9 @@ def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> 
             measured=summary["systems"][f"{_SYSTEM}/{plan.scoring[0]}"],
             labels=plan.info.labels,
             remembered=asked[_SYSTEM].remembered,
+            production=(production.ref, of_production[f"{NAME}/{plan.scoring[0]}"])
+            if production
+            else None,
         ),
         read_baseline(baseline.path) if baseline else None,
         Limits(section.ship, section.retention, section.alpha, inputs.seed),
@@ -274,6 +282,7 @@ STAGE = Stage(
         Slot("dataset", "dataset", ("prepare",)),
         Slot("adapter", "adapter", ("dpo", "sft")),
         Slot("before", "adapter", ("sft",), optional=True, only_with="dpo"),
+        Slot("production", "model", optional=True, tag="production"),
         Slot("preferences", "preferences", ("preferences",), optional=True, only_with="dpo"),
         Slot("baseline", "evaluation", ("baseline",), optional=True),
     ),

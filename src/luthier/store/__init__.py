@@ -8,6 +8,7 @@ from luthier.store.manifest import ExternalFile, InputRef, Manifest, ManifestDra
 from luthier.store.refs import Version
 from luthier.store.resolving import Contents
 from luthier.store.store import Store
+from luthier.store.tags import Tagged
 from luthier.store.unfinished import Unfinished, note_recipe
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "ManifestDraft",
     "Recipe",
     "Store",
+    "Tagged",
     "Unfinished",
     "Version",
     "Workspace",

@@ -2,8 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from luthier.errors import StoreError
@@ -20,11 +20,13 @@ _SHOWN_AT_MOST = 20
 
 @dataclass(frozen=True)
 class Contents:
-    """All that is in a store: artifacts, newest first; versions; and what is not in order."""
+    """All that is in a store: artifacts, newest first; versions; what is not in order; and the
+    tags that name each key now."""
 
     artifacts: list[Artifact]
     versions: list[Version]
     problems: list[str]
+    tags: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 def resolve_text(text: str, find: Find, contents: Callable[[], Contents]) -> Artifact:

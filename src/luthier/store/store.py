@@ -24,6 +24,7 @@ from luthier.store.problems import storage_errors
 from luthier.store.refs import REFS_FOLDER, Version, assign_version, read_versions
 from luthier.store.resolving import Contents, resolve_text
 from luthier.store.sealing import open_workspace, seal_workspace
+from luthier.store.tags import TAGGED_PATTERN, Tagged, current_tags, read_tag, set_tag, tags_of
 from luthier.store.unfinished import Unfinished, read_unfinished
 
 STORE_VARIABLE = "LUTHIER_STORE"
@@ -172,7 +173,7 @@ class Store:
                     continue
                 artifacts.append(artifact)
         newest_first = sorted(artifacts, key=_age, reverse=True)
-        return Contents(artifacts=newest_first, versions=versions, problems=problems)
+        return Contents(newest_first, versions, problems, current_tags(self.root))
 
     def artifacts(self) -> list[Artifact]:
         """Every artifact that is in order, newest first."""
@@ -186,13 +187,53 @@ class Store:
         """The artifact that a user means.
 
         Args:
-            text: `name/kind@vN`, `name/kind@latest` or `name/kind` (the newest version), the
-                first six or more hex digits of a key, or the path of an artifact's folder.
+            text: `name/kind@vN`, `name/kind@latest` or `name/kind` (the newest version),
+                `name/kind@production` or another tag, the first six or more hex digits of a key,
+                or the path of an artifact's folder.
 
         Raises:
             StoreError: nothing is called so (with what comes near and what there is), or several.
         """
+        match = TAGGED_PATTERN.fullmatch(text)
+        if match is not None:
+            found = self.tagged(match["name"], match["kind"], match["tag"])
+            if found is not None:
+                return found
         return resolve_text(text, self.find, self.contents)
+
+    def tag(self, text: str, tag: str, why: str) -> Tagged:
+        """Let a tag name the version that a user means, from now on; keeps what it named before.
+
+        Raises:
+            StoreError: nothing is called so, or the tag cannot be one.
+        """
+        artifact = self.resolve(text)
+        name = text.partition("/")[0] if "/" in text and "@" in text else artifact.manifest.name
+        setting = Tagged.now(self.name(artifact, name), artifact.key, why)
+        with storage_errors(self.root):
+            set_tag(self.root, name, artifact.kind, tag, setting)
+        return setting
+
+    def tagged(self, name: str, kind: str, tag: str) -> Artifact | None:
+        """What a tag names; None where it was never set.
+
+        Raises:
+            StoreError: what it names is no longer there, or is damaged.
+        """
+        history = read_tag(self.root, name, kind, tag)
+        if not history:
+            return None
+        found = self.find(history[-1].key)
+        if found is None:
+            raise StoreError(
+                f"{name}/{kind}@{tag} is {history[-1].ref}, which is no longer in the store. Make "
+                f"it again with its config, or tag another version: luthier tag REF {tag}"
+            )
+        return found
+
+    def tags(self, name: str, kind: str) -> dict[str, list[Tagged]]:
+        """Every tag of a name's versions, with all that it was set to, the newest last."""
+        return tags_of(self.root, name, kind)
 
     def lineage(self, artifact: Artifact) -> Lineage:
         """What it was made from, down to what has no inputs; missing artifacts are marked."""
