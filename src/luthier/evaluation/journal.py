@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,9 +35,12 @@ def collect(system: System, prompts: Sequence[Prompt], workspace: Workspace) -> 
     replies = [_reply(found) for chunk in journal.read() for found in chunk]
     done = len(replies)
     started = time.monotonic()
-    with workspace.reporter.task(system.name, len(prompts), "rows") as task:
+    with (
+        workspace.reporter.task(system.name, len(prompts), "rows") as task,
+        closing(system.replies(prompts, done)) as chunks,
+    ):
         task.advance(done)
-        for chunk in system.replies(prompts, done):
+        for chunk in chunks:
             journal.append([asdict(reply) for reply in chunk])
             replies += chunk
             task.advance(len(chunk))

@@ -1,6 +1,6 @@
 """Systems: what answers prompts. `System` is all that the rest of evaluation knows of one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
@@ -68,11 +68,12 @@ class System(Protocol):
     def name(self) -> str:
         """How answers, metrics and reports call it."""
 
-    def replies(self, prompts: Sequence[Prompt], done: int) -> Iterator[list[Reply]]:
+    def replies(self, prompts: Sequence[Prompt], done: int) -> Generator[list[Reply], None, None]:
         """Answer `prompts[done:]` in order, some rows at a time.
 
         How the rows are cut depends on `prompts` alone, never on `done`, so that an interrupted
-        run that goes on gets the same answers. `done` is always at such a cut.
+        run that goes on gets the same answers. `done` is always at such a cut. Whoever stops
+        before the end closes the generator.
         """
 
 
@@ -89,7 +90,7 @@ class LocalSystem:
         self.name = name
         self._model, self._tokenizer, self._asked = model, tokenizer, asked
 
-    def replies(self, prompts: Sequence[Prompt], done: int) -> Iterator[list[Reply]]:
+    def replies(self, prompts: Sequence[Prompt], done: int) -> Generator[list[Reply], None, None]:
         """Answer chunk by chunk; what all prompts begin with goes through the model once."""
         shared = common_prefix([prompt.token_ids for prompt in prompts])
         is_long = self._asked.max_new_tokens > _LONG_ANSWER_TOKENS

@@ -78,10 +78,10 @@ class LlamaServer:
         self._log_path = Path(self._folder.name) / "log"
         try:
             self._process = self._start()
-            address = self._wait_for_address()
+            self._address = self._wait_for_address()
             # The proxy of the environment is not for an address on this machine.
             self._client = httpx.Client(
-                base_url=address, timeout=REQUEST_TIMEOUT_SECONDS, trust_env=False
+                base_url=self._address, timeout=REQUEST_TIMEOUT_SECONDS, trust_env=False
             )
             self._wait_until_healthy()
         except BaseException:
@@ -108,6 +108,11 @@ class LlamaServer:
             process.wait()
             process.stdin.close()
         self._folder.cleanup()
+
+    @property
+    def url(self) -> str:
+        """Where it speaks the OpenAI API; `GREEDY` must be in each request."""
+        return f"{self._address}/v1"
 
     @property
     def process_id(self) -> int:
@@ -138,7 +143,7 @@ class LlamaServer:
     def complete(self, prompt_ids: Sequence[int], max_new_tokens: int) -> Completion:
         """Go on after token ids, as they are."""
         request = {"prompt": list(prompt_ids), "n_predict": max_new_tokens, "return_tokens": True}
-        reply = self._post("/completion", {**request, **_GREEDY, "n_probs": 1})
+        reply = self._post("/completion", {**request, **GREEDY, "n_probs": 1})
         return Completion(
             text=reply["content"],
             token_ids=tuple(reply["tokens"]),
@@ -157,7 +162,7 @@ class LlamaServer:
             "logprobs": True,
             "top_logprobs": 1,
         }
-        reply = self._post("/v1/chat/completions", {**request, **_GREEDY})
+        reply = self._post("/v1/chat/completions", {**request, **GREEDY})
         choice = reply["choices"][0]
         steps = (choice.get("logprobs") or {}).get("content") or []
         return Completion(
@@ -234,8 +239,8 @@ class LlamaServer:
         return f"{self.gguf_path}: {what}{exited}.{ending}"
 
 
-# top_k 1 besides the temperature: greedy whatever default the file's own metadata sets.
-_GREEDY: Mapping[str, Any] = {
+# Of every request. top_k 1 besides the temperature: greedy whatever the file's metadata sets.
+GREEDY: Mapping[str, Any] = {
     "temperature": 0.0,
     "top_k": 1,
     "repeat_penalty": 1.0,
