@@ -13,11 +13,13 @@ from luthier.gates import Gate, check
 
 @dataclass(frozen=True)
 class Served:
-    """One system that could be served: its answers to the rows, and how fast it gave them."""
+    """One system that could be served: its answers to the rows, how fast it gave them, and of a
+    server what asking took."""
 
     name: str
     answers: Sequence[Answer]
     speed: Speed | None
+    requests: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """What a config says of a server that answers: address, model, key, patience, prices."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator, AnyHttpUrl, JsonValue
 
 from luthier.config import Field, Section, result_free
 from luthier.config.run_config import NAME_PATTERN
+from luthier.evaluation.systems import GGUF_PREFIX
 
 # No user, password, query or fragment: an address is written into manifests and messages.
 _URL = re.compile(r"https?://[^\s/?#@]+(?:/[^\s?#]*)?")
@@ -90,3 +92,14 @@ class Endpoint(Section):
     price_usd_per_million_output_tokens: float | None = Field(
         None, ge=0.0, json_schema_extra=result_free, description="null: not counted"
     )
+
+
+def unique_names(endpoints: Sequence[Endpoint]) -> None:
+    """Raises ValueError, for a section's validator, where two have one name, or one of ours."""
+    names = [endpoint.name for endpoint in endpoints]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"endpoints: two are called {twice[0]}. Give each a name of its own")
+    ours = [name for name in names if name == "merged" or name.startswith(GGUF_PREFIX)]
+    if ours:
+        raise ValueError(f"endpoints: {ours[0]} is a name of Luthier's own. Take another")

@@ -207,8 +207,8 @@ def retention_gates(found: dict[str, Any], section: RetentionSection) -> list[Ga
             round(texts["increase_nats"], 6),
             "<=",
             section.max_increase_nats,
-            f"rise of the loss on {texts['rows']} general texts, nats a token: "
-            f"{texts['before_nats']:.3f} before, {texts['after_nats']:.3f} after; 95 % interval "
+            f"{texts['rows']} general texts: {texts['after_nats']:.3f} nats a token, base "
+            f"{texts['before_nats']:.3f}; {texts['increase_nats']:+.3f}, 95 % interval "
             f"{low:+.3f} to {high:+.3f}",
         )
     ]
@@ -221,9 +221,8 @@ def retention_gates(found: dict[str, Any], section: RetentionSection) -> list[Ga
                 round(lost, 6),
                 "<=",
                 section.max_questions_drop,
-                f"share of {test.rows} general questions lost, where the paired test finds any: "
-                f"{test.old_accuracy:.3f} right before, {test.new_accuracy:.3f} after, p "
-                f"{test.p_value:.2g}",
+                f"{test.rows} general questions: {100 * test.new_accuracy:.1f} % right, base "
+                f"{100 * test.old_accuracy:.1f} %, p {test.p_value:.2g}",
             )
         )
     return gates

@@ -239,7 +239,7 @@ def _share(rule: str, hits: Sequence[bool], limit: float, what: str) -> Rule:
 
 
 def _of_gate(gate: Gate) -> Rule:
-    said = f"{gate.measured}, at most {gate.threshold}: {gate.detail}"
+    said = f"{gate.detail}; at most {gate.threshold}"
     return Rule(gate.id, "holds" if gate.status == "pass" else "broken", said)
 
 

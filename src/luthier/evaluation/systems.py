@@ -12,6 +12,7 @@ from luthier.evaluation.packing import SharedPrefix, common_prefix
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+GGUF_PREFIX = "gguf-"  # of the name of a GGUF file's system
 # A chunk's tokens lie in one sequence: attention grows with its square, the number of decoding
 # steps with the number of chunks. CPU: measured on SmolLM2, 2 cores, 2026-11-23; 384, 768 and 1536
 # tokens differ by a tenth (few-shot, 768 best) to a quarter (zero-shot, 384 best).

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from luthier.evaluation.shipping import ShipVerdict
     from luthier.pipeline import DoneStep
     from luthier.report.scores import Target
     from luthier.report.summary import StageGates, Summary
 
+_HELD_STATUS = {"holds": "pass", "cannot tell": "warn", "broken": "fail"}
 _TONE_STATUS = {"good": "pass", "unsure": "warn", "bad": "fail", "none": ""}
 
 
@@ -35,6 +37,9 @@ def closing_table(summary: "Summary", page: Path) -> None:
             console.print()
         if summary.effects:
             _print_effects(console, summary)
+            console.print()
+        if summary.ship is not None:
+            _print_rules(console, summary.ship)
             console.print()
         facts(console, [*run_facts(summary), *_gate_facts(summary)])
         console.print()
@@ -103,6 +108,13 @@ def _print_effects(console: "Console", summary: "Summary") -> None:
             spelling.points(change.share) if change else "",
             spelling.count(effect.rows),
         )
+    indented(console, table)
+
+
+def _print_rules(console: "Console", ship: "ShipVerdict") -> None:
+    table = columns(console, ("rule", "", "measured"))
+    for rule in ship.rules:
+        table.add_row(rule.id, styled(rule.held, _HELD_STATUS[rule.held]), rule.said)
     indented(console, table)
 
 

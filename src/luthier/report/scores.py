@@ -18,7 +18,6 @@ Role = Literal["baseline", "tuned", "served"]
 _ROLES: Mapping[str, Role] = {"baseline": "baseline", "evaluate": "tuned", "accept": "served"}
 _JUDGES = ("accept", "evaluate")  # the last word first
 _BASE_FORMS = ("zero-shot", "nearest")
-GGUF_PREFIX = "gguf-"
 _WAYS = {"generation": "free answer", "likelihood": "likeliest label"}
 _NO_CLASS = "no class"  # the last column; evaluation calls it `other`, as a class can be called
 _METRIC_WORDS = {"macro_f1": "macro-F1", "exact_match": "exact match"}
@@ -196,6 +195,8 @@ def _title(name: str, examples: int) -> str:
     form, _, way = name.partition("/")
     if form == "few-shot":
         form = f"{examples}-shot"
+    from luthier.evaluation.systems import GGUF_PREFIX
+
     if form in _BASE_FORMS or form.endswith("-shot"):
         who = f"base {form}"
     elif form.startswith(GGUF_PREFIX):

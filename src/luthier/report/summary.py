@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.config import RunConfig
 from luthier.gates import Gate, failures, judged
@@ -13,6 +13,9 @@ from luthier.report.effects import Effect, read_effects
 from luthier.report.scores import Comparison, SystemScore, Target, read_scores
 from luthier.report.verdict import Verdict, judge
 from luthier.store import Artifact
+
+if TYPE_CHECKING:
+    from luthier.evaluation.shipping import ShipVerdict
 
 _ADAPTER_STAGES = ("dpo", "sft")  # the newest adapter first
 
@@ -50,6 +53,7 @@ class Summary:
     gates: Sequence[StageGates]
     bundle: Path | None
     serving: Sequence[Command]
+    ship: "ShipVerdict | None" = None
 
     def as_json(self) -> dict[str, Any]:
         """JSON values, for `--json`."""
@@ -86,6 +90,7 @@ def summarise(config: RunConfig, artifacts: Mapping[str, Artifact]) -> Summary:
         gates=gates,
         bundle=bundle.path if bundle else None,
         serving=_serving(bundle) if bundle else [],
+        ship=scores.ship,
     )
 
 

@@ -46,11 +46,16 @@ def judge(
 def _shipped(ship: "ShipVerdict", compared: Verdict) -> Verdict:
     """The rules have the last word; the comparison is said with it."""
     tones: dict[str, Tone] = {"ship": "good", "do not ship": "bad", "cannot tell": "unsure"}
-    held = [rule.id for rule in ship.rules if rule.held == "holds"]
-    said = f"Rules that hold: {', '.join(dict.fromkeys(held))}." if held else "No rule holds."
-    if ship.reasons:
-        said = f"Against shipping: {'; '.join(ship.reasons)}. {said}"
-    return Verdict(tones[ship.word], ship.word, f"{said} {compared.sentence}")
+    broken, unsure = (
+        list(dict.fromkeys(rule.id for rule in ship.rules if rule.held == held))
+        for held in ("broken", "cannot tell")
+    )
+    said = "Every rule holds." if ship.word == "ship" else ""
+    if broken:
+        said = f"Broken: {', '.join(broken)}. "
+    if unsure:
+        said += f"These rows cannot tell: {', '.join(unsure)}."
+    return Verdict(tones[ship.word], ship.word, f"{said.strip()} {compared.sentence}")
 
 
 def spell_gate(gate: Gate) -> str:

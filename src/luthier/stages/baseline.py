@@ -1,7 +1,7 @@
 """Stage `baseline`: what the base model does when it is only asked well, before any training."""
 
-from dataclasses import asdict, dataclass
-from typing import Self
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 from pydantic import model_validator
 
@@ -10,6 +10,8 @@ from luthier.data.dataset import read_info
 from luthier.data.summary import DatasetInfo
 from luthier.evaluation.answers import Answer, Scoring, write_answers
 from luthier.evaluation.asking import Plan, ask, local_speed, longest_reply, usable_scoring
+from luthier.evaluation.asking_endpoints import ask_endpoint
+from luthier.evaluation.endpoint_section import Endpoint, unique_names
 from luthier.evaluation.journal import Collected
 from luthier.evaluation.prompts import (
     PromptForm,
@@ -57,6 +59,10 @@ class BaselineSection(Section):
     instruction: str | None = Field(
         None, description="system message; null: the dataset's, with the labels to choose from"
     )
+    endpoints: list[Endpoint] = Field(
+        default_factory=list,
+        description="servers that are asked the same way, such as a larger model's",
+    )
     limit_rows: int | None = Field(None, ge=1, description="evaluate a sample of this many rows")
     speed_rows: int = Field(
         8,
@@ -66,9 +72,10 @@ class BaselineSection(Section):
     )
 
     @model_validator(mode="after")
-    def _required(self) -> Self:
+    def _consistent(self) -> Self:
         if self.require and self.target is None:
             raise ValueError("require is about the target, and there is none. Set target")
+        unique_names(self.endpoints)
         return self
 
 
@@ -104,9 +111,12 @@ def run(section: BaselineSection, inputs: StageInputs, workspace: Workspace) -> 
         facts={
             "rows": len(rows),
             "max_new_tokens": plan.max_new_tokens,
-            "rows_per_second": {name: one.spent.rows_per_second for name, one in asked.items()},
+            "rows_per_second": {
+                name: one.spent.rows_per_second for name, one in asked.items() if one.spent
+            },
+            "requests": {name: one.requests for name, one in asked.items() if one.requests},
         },
-        timings_seconds={name: one.spent.seconds for name, one in asked.items()},
+        timings_seconds={name: one.spent.seconds for name, one in asked.items() if one.spent},
     )
 
 
@@ -127,8 +137,9 @@ class _Answered:
     """What the base said to one prompt form, by system."""
 
     answers: dict[str, list[Answer]]
-    spent: Collected
     speed: Speed | None
+    spent: Collected | None = None
+    requests: dict[str, Any] | None = None
 
 
 def _ask_all(
@@ -147,7 +158,19 @@ def _ask_all(
         prompts = make_prompts(form, tokenizer, plan.rows)
         answers, spent = ask(system, prompts, plan, workspace)
         speed = local_speed(model, tokenizer, plan, prompts, spent, section.speed_rows)
-        asked[name] = _Answered(answers, spent, speed)
+        asked[name] = _Answered(answers, speed, spent)
+    for endpoint in section.endpoints:
+        for form_name, form in forms.items():
+            name = f"{endpoint.name}-{form_name}"
+            found = ask_endpoint(
+                endpoint.model_copy(update={"name": name}),
+                make_prompts(form, tokenizer, plan.rows),
+                replace(plan, scoring=["generation"]),
+                workspace,
+                tokenizer,
+                section.speed_rows,
+            )
+            asked[name] = _Answered(found.answers, found.speed, requests=asdict(found.summary))
     return asked
 
 
