@@ -209,6 +209,7 @@ def test_what_no_row_can_pass_ends_the_asking_at_once(
         with pytest.raises(ServingError, match=said) as caught:
             ask(one, PROMPTS, tmp_path / "run")
     assert caught.value.exit_code == 2
+    assert str(caught.value).endswith("No row has an answer so far.")
     assert sum(proxy.asked.values()) <= one.concurrency
 
 
