@@ -25,14 +25,14 @@ _LATER_ROUNDS = 2
 class Asker:
     """Asks rows of one system and logs each when it is done with.
 
-    It stops asking on its own when requests fail one after another (`gave_up`), and when a failure
-    is one for all rows (`ended_by`).
+    It stops asking on its own when requests fail one after another, and when a failure is one for
+    all rows (`ended_by`).
     """
 
     def __init__(
         self, endpoint: Endpoint, client: EndpointClient, log: RequestLog, workspace: Workspace
     ) -> None:
-        self.gave_up = False
+        self._has_given_up = False
         self.ended_by: Failed | None = None
         self._endpoint, self._client = endpoint, client
         self._log, self._workspace = log, workspace
@@ -56,7 +56,6 @@ class Asker:
                     yield self._result(future)
             finally:
                 self._halt.set()
-                pool.shutdown(cancel_futures=True)
 
     def _result(self, future: Future[AskedOnce | None]) -> AskedOnce | None:
         while not future.done():
@@ -99,8 +98,8 @@ class Asker:
             if came.then == "retry" or not self._has_answered:  # a refusal is a sign of life
                 self._failures_in_a_row += 1
             if self._failures_in_a_row >= self._limit():
-                self.gave_up = True
-            if self.gave_up or self.ended_by:
+                self._has_given_up = True
+            if self._has_given_up or self.ended_by:
                 self._halt.set()
 
     def _limit(self) -> int:

@@ -171,11 +171,11 @@ class EndpointClient:
 
         try:
             status, headers, content = self._exchange(question)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            return Failed("no connection", self._quoted(str(error)), "retry")
         except httpx.TimeoutException:
             limit = self._endpoint.timeout_seconds
             return Failed(f"no answer within {limit:g} s", "", "retry")
-        except httpx.ConnectError as error:
-            return Failed("no connection", self._quoted(str(error)), "retry")
         except httpx.TransportError as error:
             return Failed("connection lost", self._quoted(str(error)), "retry")
         except httpx.HTTPError as error:

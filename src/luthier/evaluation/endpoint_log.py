@@ -11,7 +11,7 @@ from luthier.evaluation.engine import StopReason
 from luthier.store.journal import Journal
 from luthier.store.keys import MEASURED_FOLDER
 
-_NOT_ASKED = "not asked"
+_NOT_ASKED = "not asked after too many failures in a row"
 # `length` is OpenAI's word; Anthropic's and Mistral's servers also say these.
 _CUT_BY_LENGTH = {"length", "max_tokens", "model_length"}
 _MILLION = 1_000_000

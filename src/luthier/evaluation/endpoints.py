@@ -152,6 +152,8 @@ class EndpointSystem:
 
     def _kept(self, missing: Sequence[AskedOnce]) -> str:
         answered = len(self._questions) - len(missing)
+        if not answered:
+            return "No row has an answer so far."
         rows = "row is" if answered == 1 else "rows are"
         return f"{answered} answered {rows} kept; the same command asks only the missing ones."
 
