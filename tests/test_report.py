@@ -1,6 +1,7 @@
 """The summary of a run: numbers, verdicts, missing stages."""
 
 import json
+import math
 from pathlib import Path
 
 from luthier.report import Summary, summarise
@@ -64,6 +65,16 @@ def test_close_scores_cannot_tell_and_the_gate_stopped_it(tmp_path: Path) -> Non
     lowered = type(lowered)(**{**vars(lowered), "gates": {"beats-baseline": "warn"}})
     verdict = summarise(lowered, run.artifacts).verdict
     assert (verdict.tone, verdict.word) == ("unsure", "cannot tell")
+    needed = summary.comparison.rows_needed
+    assert needed is None or needed > summary.comparison.rows
+
+
+def test_too_few_rows_say_how_many_would_do(tmp_path: Path) -> None:
+    _, summary = judged(tmp_path, tuned=0.52, prompted=0.48)
+    assert summary.comparison is not None
+    assert summary.comparison.rows_needed is not None
+    rounded = math.ceil(summary.comparison.rows_needed / 100) * 100
+    assert f"about {rounded:,} rows would do" in summary.verdict.sentence
 
 
 def test_worse_than_the_baseline_says_so(tmp_path: Path) -> None:

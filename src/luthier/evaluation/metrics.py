@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.data.rows import Task
 from luthier.evaluation.answers import Answer
-from luthier.evaluation.statistics import Interval, percentile_interval, wilson_interval
+from luthier.evaluation.f1_intervals import macro_f1_change_interval, macro_f1_interval
+from luthier.evaluation.statistics import Interval, wilson_interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +25,6 @@ PRIMARY: dict[Task, str] = {
     "completion": "exact_match",
 }
 _FREE: tuple[Task, ...] = ("extraction", "chat", "grounded", "completion", "text")
-_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -118,29 +118,15 @@ def exact_match(answered: Answered) -> float:
     return answered.correct / len(answered.answers)
 
 
-def _f1_resamples(answered: Answered) -> "NDArray[np.float64]":
-    """Macro-F1 of resampled rows; the same rows for every system that answered as many."""
-    import numpy as np
-
-    generator, rows = np.random.default_rng(answered.seed), len(answered.pairs)
-    values = [
-        _macro_f1(
-            _confusion(answered.pairs[generator.integers(0, rows, rows)], len(answered.labels))
-        )
-        for _ in range(_RESAMPLES)
-    ]
-    return np.array(values)
-
-
 def _f1_interval(answered: Answered) -> Interval:
-    return percentile_interval(_f1_resamples(answered))
+    return macro_f1_interval(answered.pairs, len(answered.labels), answered.seed)
 
 
 @metric("classification", interval=_f1_interval)
 def macro_f1(answered: Answered) -> float:
     """Mean F1 of the classes that have rows; scikit-learn's, `labels` = those classes.
 
-    Interval: percentile bootstrap over rows, seeded.
+    Interval: resampled, of all classes together where one has few rows, seeded.
     """
     return _macro_f1(answered.confusion)
 
@@ -148,17 +134,18 @@ def macro_f1(answered: Answered) -> float:
 def macro_f1_change(before: Answered, after: Answered) -> dict[str, Any]:
     """Macro-F1 of two systems' answers to the same rows and their difference, with intervals.
 
-    Interval: percentile bootstrap over rows, the same rows for both, seeded.
+    Intervals: as macro_f1's, the difference's on the same rows of both, seeded.
     """
     old, new = macro_f1(before), macro_f1(after)
-    old_resampled, new_resampled = _f1_resamples(before), _f1_resamples(after)
     return {
         "old": old,
-        "old_interval": list(percentile_interval(old_resampled)),
+        "old_interval": list(_f1_interval(before)),
         "new": new,
-        "new_interval": list(percentile_interval(new_resampled)),
+        "new_interval": list(_f1_interval(after)),
         "difference": new - old,
-        "interval": list(percentile_interval(new_resampled - old_resampled)),
+        "interval": list(
+            macro_f1_change_interval(before.pairs, after.pairs, len(before.labels), before.seed)
+        ),
     }
 
 

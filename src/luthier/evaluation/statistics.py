@@ -3,16 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from statistics import NormalDist, fmean, stdev
 from typing import TYPE_CHECKING, Literal
+
+from luthier.evaluation.power import minimum_detectable_difference, required_rows
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
-_POWER = 0.8
-_RESAMPLES = 10_000
+_BISECTIONS = 60  # halvings of an interval of length 2 at most: 2e-18
 
 Interval = tuple[float, float]
 PairedVerdict = Literal["better", "worse", "cannot tell"]
@@ -23,7 +24,8 @@ class PairedTest:
     """Two systems on the same rows. Differences are new minus old, as shares of the rows.
 
     `minimum_detectable_difference`: a true difference this large would be found in 4 of 5 tries
-    with these rows; a smaller one is likely to stay unseen.
+    with these rows; a smaller one is likely to stay unseen. `rows_needed`: with so many rows a
+    true difference as large as the one seen here would be; None where none was seen.
     """
 
     rows: int
@@ -35,11 +37,26 @@ class PairedTest:
     only_old_correct: int
     p_value: float
     minimum_detectable_difference: float
+    rows_needed: int | None
     verdict: PairedVerdict
 
 
+@dataclass(frozen=True)
+class OverSeeds:
+    """One measure over several training seeds; of a single seed nothing but the value is known."""
+
+    seeds: int
+    mean: float
+    deviation: float | None
+    interval: Interval | None
+
+
 def wilson_interval(successes: int, total: int, confidence: float = CONFIDENCE) -> Interval:
-    """Wilson's score interval of a share (Wilson 1927), both ends within 0 to 1."""
+    """Wilson's score interval of a share (Wilson 1927), both ends within 0 to 1.
+
+    Counts are whole numbers, so its coverage swings with the share: with 40 rows between 92.8 %
+    (at 0.8) and 96.6 % for the shares from 0.5 to 0.95, with 612 between 94.4 and 95.3 %.
+    """
     if total == 0:
         return 0.0, 1.0
     z = NormalDist().inv_cdf((1 + confidence) / 2)
@@ -59,17 +76,35 @@ def mcnemar_p_value(only_new: int, only_old: int) -> float:
     return float(binomtest(only_new, only_new + only_old, 0.5).pvalue)
 
 
-def paired_interval(only_new: int, only_old: int, rows: int, seed: int) -> Interval:
-    """Percentile bootstrap over rows of the difference in accuracy.
+def paired_interval(only_new: int, only_old: int, rows: int) -> Interval:
+    """Score interval of a paired difference in accuracy (Tango 1998, Statistics in Medicine 17).
 
-    Rows with equal outcome for both systems are alike, so resampling rows is drawing counts.
+    It leaves 0 out exactly where McNemar's test without the exact one's caution finds a
+    difference at 5 %, so where the exact test does, it does too. Where the systems are expected
+    to differ in two rows or fewer it is too wide: coverage up to 100 %.
     """
-    import numpy as np
+    return (
+        _lowest_difference(only_new, only_old, rows),
+        -_lowest_difference(only_old, only_new, rows),
+    )
 
-    same = rows - only_new - only_old
-    shares = np.array([only_new, only_old, same]) / rows
-    draws = np.random.default_rng(seed).multinomial(rows, shares, size=_RESAMPLES)
-    return percentile_interval((draws[:, 0] - draws[:, 1]) / rows)
+
+def _lowest_difference(gained: int, lost: int, rows: int) -> float:
+    """The smallest difference that these counts do not contradict, by bisection."""
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    low, high = -1.0, (gained - lost) / rows
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        # the share of rows that only the old system has right, likeliest at this difference
+        linear = (2 * rows - gained + lost) * middle - gained - lost
+        root = math.sqrt(max(0.0, linear**2 + 8 * rows * lost * middle * (1 - middle)))
+        share = (root - linear) / (4 * rows)
+        variance = max(0.0, rows * (2 * share + middle * (1 - middle)))
+        if gained - lost - rows * middle > z * math.sqrt(variance):
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def percentile_interval(values: "NDArray[np.float64]") -> Interval:
@@ -81,18 +116,56 @@ def percentile_interval(values: "NDArray[np.float64]") -> Interval:
     return float(low), float(high)
 
 
-def minimum_detectable_difference(discordant: int, rows: int, alpha: float) -> float:
-    """The difference that McNemar's test finds with power 0.8, at this share of differing rows.
+def ratio_interval(totals: Sequence[float], weights: Sequence[float]) -> Interval | None:
+    """Interval of sum(totals) / sum(weights), one pair a row: nats and tokens, say.
 
-    Normal approximation, (z_alpha/2 + z_power) * sqrt(discordant share / rows); at least one
-    differing row is assumed.
+    The ratio's linearised variance (Cochran 1977, Sampling Techniques, 6.4) and Student's t. None
+    for fewer than two rows.
     """
-    normal = NormalDist()
-    z = normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(_POWER)
-    return min(1.0, z * math.sqrt(max(discordant, 1) / rows / rows))
+    from scipy.stats import t
+
+    rows = len(totals)
+    if rows < 2:
+        return None
+    weight = sum(weights)
+    ratio = sum(totals) / weight
+    errors = sum((y - ratio * x) ** 2 for y, x in zip(totals, weights, strict=True))
+    half = float(t.ppf((1 + CONFIDENCE) / 2, rows - 1))
+    half *= math.sqrt(errors * rows / (rows - 1)) / weight
+    return ratio - half, ratio + half
 
 
-def compare(new: Sequence[bool], old: Sequence[bool], *, alpha: float, seed: int) -> PairedTest:
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several tests, adjusted so that one false find among all is as rare as alpha.
+
+    Step-down method (Holm 1979, Scandinavian Journal of Statistics 6); in the order given.
+    """
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda one: p_values[one])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted
+
+
+def over_seeds(values_per_seed: Sequence[float]) -> OverSeeds:
+    """Mean, standard deviation (n - 1) and Student's t interval of the mean, one value a seed."""
+    from scipy.stats import t
+
+    seeds, mean = len(values_per_seed), fmean(values_per_seed)
+    if seeds < 2:
+        return OverSeeds(seeds, mean, None, None)
+    deviation = stdev(values_per_seed)
+    half = float(t.ppf((1 + CONFIDENCE) / 2, seeds - 1)) * deviation / math.sqrt(seeds)
+    return OverSeeds(seeds, mean, deviation, (mean - half, mean + half))
+
+
+def compare(
+    new: Sequence[bool],
+    old: Sequence[bool],
+    *,
+    alpha: float,
+    seed: int,  # noqa: ARG001, of the run; nothing here is drawn any more
+) -> PairedTest:
     """Test two systems on the same rows, in the same order.
 
     The verdict is `better` or `worse` only when the exact test's p-value is below alpha and the
@@ -101,13 +174,14 @@ def compare(new: Sequence[bool], old: Sequence[bool], *, alpha: float, seed: int
     rows = len(new)
     only_new = sum(n and not o for n, o in zip(new, old, strict=True))
     only_old = sum(o and not n for n, o in zip(new, old, strict=True))
-    low, high = paired_interval(only_new, only_old, rows, seed)
+    low, high = paired_interval(only_new, only_old, rows)
     p_value = mcnemar_p_value(only_new, only_old)
     verdict: PairedVerdict = "cannot tell"
     if p_value < alpha and low > 0:
         verdict = "better"
     elif p_value < alpha and high < 0:
         verdict = "worse"
+    level = min(alpha, 1 - CONFIDENCE)  # the verdict asks for both
     return PairedTest(
         rows=rows,
         new_accuracy=sum(new) / rows,
@@ -118,7 +192,8 @@ def compare(new: Sequence[bool], old: Sequence[bool], *, alpha: float, seed: int
         only_old_correct=only_old,
         p_value=p_value,
         minimum_detectable_difference=minimum_detectable_difference(
-            only_new + only_old, rows, alpha
+            only_new + only_old, rows, level
         ),
+        rows_needed=required_rows(only_new, only_old, rows, level),
         verdict=verdict,
     )

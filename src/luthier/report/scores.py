@@ -49,7 +49,10 @@ class SystemScore:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The paired test of the tuned model against the best baseline; differences as shares."""
+    """The paired test of the tuned model against the best baseline; differences as shares.
+
+    `rows_needed` would show a true difference as large as the one seen; None where none was.
+    """
 
     tuned_title: str
     baseline_title: str
@@ -60,6 +63,7 @@ class Comparison:
     p_value: float
     minimum_detectable_difference: float
     verdict: str
+    rows_needed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -233,6 +237,7 @@ def _comparison(evaluation: Mapping[str, Any], titles: Mapping[str, str]) -> Com
         p_value=test["p_value"],
         minimum_detectable_difference=test["minimum_detectable_difference"],
         verdict=test["verdict"],
+        rows_needed=test.get("rows_needed"),
     )
 
 

@@ -87,9 +87,18 @@ def _compared(comparison: Comparison) -> Verdict:
         "unsure",
         "cannot tell",
         f"These rows cannot tell whether the tuned model is better than {best}: {measured}. "
-        f"A true difference of {least} points would be found in 4 of 5 tries; a smaller one needs "
-        "more rows.",
+        f"A true difference of {least} points would be found in 4 of 5 tries; "
+        f"{_more_rows(comparison)}.",
     )
+
+
+def _more_rows(comparison: Comparison) -> str:
+    needed = comparison.rows_needed
+    if needed is None:
+        return "a smaller one needs more rows"
+    unit = 10 ** max(0, len(str(needed)) - 2)
+    rounded = -(-needed // unit) * unit  # up, to two digits
+    return f"for one as large as seen here about {spelling.count(rounded)} rows would do"
 
 
 def _measured(scores: Scores, ready: Mapping[str, int]) -> Verdict:
