@@ -15,6 +15,7 @@ UNTRAINED_GATES = (
     "gguf-score",
     "served-is-tuned",
     "stop-at-serve",
+    "as-tuned",
 )
 # What dpo on a random base does to its answers shows nothing.
 UNTRAINED_DPO_GATES = (
@@ -60,6 +61,7 @@ def write_project(folder: Path, base: Path, *, train: int = 48, test: int = 16) 
         "evaluate": {},
         "merge": {},
         "export": {"targets": ["vllm", "ollama"], "gguf_quantization": ["f16"], "probe_rows": 8},
+        "accept": {"speed_rows": 2},
         # A random base learns little from 48 rows; its answers are near ties, which quantisation
         # and another order of additions may turn.
         "gates": dict.fromkeys(UNTRAINED_GATES, "warn"),
@@ -72,7 +74,7 @@ def write_project(folder: Path, base: Path, *, train: int = 48, test: int = 16) 
 def read_dpo_config(path: Path) -> dict[str, Any]:
     """The config of a project up to what dpo needs, for `preferences` and `dpo` to be added."""
     config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for name in ("baseline", "merge", "export"):
+    for name in ("baseline", "merge", "export", "accept"):
         del config[name]
     config["gates"] = dict.fromkeys(UNTRAINED_DPO_GATES, "warn")
     return config

@@ -199,7 +199,7 @@ def evaluate_baseline(sample: Sample, info: DatasetInfo, share: float) -> dict[s
         name: answers_of(name, share - 0.02 * place, info.labels)
         for place, name in enumerate(("few-shot/generation", "zero-shot/generation"))
     }
-    summary = summarize(info, answers, seed=7) | {"few_shot_ids": [f"train-{n}" for n in range(8)]}
+    summary = summarize(info, answers, seed=7) | {"few_shot": 8}
     target = judge_target(summary, "accuracy", 0.8) if info.labels else None
 
     def write(folder: Path) -> None:

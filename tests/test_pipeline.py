@@ -13,7 +13,7 @@ from luthier.cli import call
 from luthier.store.files import sha256_file
 from project import luthier, start, write_project
 
-STAGES = ["base", "prepare", "baseline", "sft", "evaluate", "merge", "export"]
+STAGES = ["base", "prepare", "baseline", "sft", "evaluate", "merge", "export", "accept"]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_plan_names_the_field_that_differs(project: Path) -> None:
     assert [steps[s]["state"] for s in ("base", "prepare", "baseline")] == ["reuse"] * 3
     assert steps["sft"]["state"] == "run"
     assert any("learning_rate: 0.02 -> 0.01" in reason for reason in steps["sft"]["reasons"])
-    assert [steps[s]["state"] for s in ("evaluate", "merge", "export")] == ["wait"] * 3
+    assert [steps[s]["state"] for s in ("evaluate", "merge", "export", "accept")] == ["wait"] * 4
 
 
 def test_fields_that_change_no_result_keep_everything(project: Path) -> None:

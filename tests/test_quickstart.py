@@ -14,7 +14,8 @@ FEWER_ROWS = "prepare.limit={train: 160, validation: 32, test: 48}"
 # Near ties of a barely trained model turn under quantisation on another processor.
 EASIER_EXPORT = "export={probe_rows: 24, min_greedy_agreement: 0.75, max_score_drop: 0.2}"
 # 160 rows teach little: whether that beats prompting is not what is tested here.
-WARN_ONLY = "gates={beats-baseline: warn}"
+WARN_ONLY = "gates={beats-baseline: warn, as-tuned: warn}"
+NO_RETENTION = "evaluate.retention=null"  # two minutes for each adapter
 
 
 @pytest.mark.slow
@@ -35,20 +36,28 @@ def run_quickstart(config: str, store: str, *more: str) -> dict[str, Any]:
     """The config with fewer rows, to its end; its steps by stage, checked."""
     done = luthier(
         ROOT, "run", f"configs/{config}", "--json", "--set", FEWER_ROWS, "--set", WARN_ONLY,
-        "--set", EASIER_EXPORT, *more, store=store,
+        "--set", EASIER_EXPORT, "--set", NO_RETENTION, *more, store=store,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     steps = {step["stage"]: step for step in result["stages"]}
     gates = {gate["id"]: gate for step in steps.values() for gate in step["gates"]}
-    assert {gate["status"] for gate in gates.values() if gate["id"] != "beats-baseline"} == {
-        "pass"
-    }
+    assert {
+        gate["status"]
+        for gate in gates.values()
+        if gate["id"] not in ("beats-baseline", "as-tuned")
+    } == {"pass"}
     assert gates["merge-parity"]["measured"] <= 2e-5
     assert gates["gguf-answers"]["measured"] >= 0.75
     bundle = Path(steps["export"]["path"])
     assert (bundle / "ollama" / "Modelfile").read_text(encoding="utf-8").startswith("FROM ")
     assert (bundle / "ollama" / "model-q8_0.gguf").stat().st_size > 100_000_000
     assert (bundle / "vllm" / "config.json").exists()
+    answered = json.loads((Path(steps["accept"]["path"]) / "evaluation.json").read_bytes())
+    assert set(answered["systems"]) == {"merged/generation", "gguf-q8_0/generation"}
+    assert answered["against_tuned"]["merged/generation"]["difference"] == pytest.approx(
+        0, abs=0.03
+    )
+    assert result["summary"]["verdict"]["word"] in ("ship", "cannot tell", "do not ship")
     assert os.access(result["report"], os.R_OK)
     return steps

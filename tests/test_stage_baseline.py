@@ -11,8 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from evaluation_cases import artifact, base_artifact, make_dataset, run_stage
+from endpoint_cases import FaultyProxy, answer
+from evaluation_cases import SEED, artifact, base_artifact, make_dataset, run_stage
 from luthier.data.dataset import load_split, read_info
+from luthier.evaluation.endpoint_section import Endpoint
+from luthier.evaluation.nearest import NearestExamples
 from luthier.evaluation.prompts import (
     PromptForm,
     choose_examples,
@@ -31,6 +34,7 @@ OUTPUTS = ("answers.parquet", "evaluation.json")
 KILLED_RUN = """
 import os, signal, sys
 from pathlib import Path
+from endpoint_cases import FaultyProxy, answer
 from evaluation_cases import artifact, base_artifact, run_stage
 from luthier.progress import Reporter
 from luthier.stages.baseline import STAGE, BaselineSection
@@ -174,3 +178,69 @@ def test_free_text_tasks(tiny_base: Path, tmp_path: Path, task: str) -> None:
 def test_sections_that_make_no_sense(bad: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         BaselineSection.model_validate(bad)
+
+
+def test_nearest_examples_are_those_most_alike(
+    tiny_base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    train = load_rows(dataset, "train")
+    nearest = NearestExamples(train, 3)
+    for row in load_rows(dataset, "test")[:8]:
+        examples = nearest.examples_for(row)
+        assert len(examples) == 3
+        last_word = row.messages[-2]["content"].split()[-1]
+        assert all(one.messages[-2]["content"].endswith(last_word) for one in examples)
+    section = BaselineSection(few_shot=3, few_shot_by=["nearest"], limit_rows=12, speed_rows=0)
+    found = evaluation(run(section, tiny_base, dataset, tmp_path / "run"))
+    assert list(found["systems"]) == [
+        "zero-shot/generation", "zero-shot/likelihood", "nearest/generation", "nearest/likelihood",
+    ]  # fmt: skip
+    assert found["few_shot"] == 3
+
+
+def test_the_nearest_example_stands_just_before_the_question(dataset: Path) -> None:
+    train = load_rows(dataset, "train")
+    row = load_rows(dataset, "train")[5]
+    messages = PromptForm("classification", "Say.", nearest=NearestExamples(train, 4)).messages(
+        row
+    )
+    assert messages[-1] == row.messages[-2]
+    assert messages[-3] == row.messages[-2], "itself"
+    assert len(messages) == 1 + 2 * 4 + 1
+
+
+def test_a_target_that_prompting_reaches_stops_the_run(
+    tiny_base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """The gate of `require`: with a target this low there is nothing to fine-tune for."""
+    section = BaselineSection(few_shot=0, target=Target(value=0.01), require=True, speed_rows=0)
+    artifacts = {"base": base_artifact(tiny_base), "dataset": artifact(dataset, "dataset")}
+    [gate] = run_stage(STAGE, section, artifacts, Workspace(tmp_path)).gates
+    assert (gate.id, gate.status) == ("worth-tuning", "fail")
+    assert gate.measured != "fine-tune"
+
+
+def test_require_without_a_target_is_refused() -> None:
+    with pytest.raises(ValidationError, match="Set target"):
+        BaselineSection(require=True)
+
+
+def test_a_larger_models_server_is_asked_the_same_way(
+    tiny_base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """It gets the instruction and the examples as messages, and counts as a system."""
+    says = json.dumps(answer("It is an animal."))
+    with FaultyProxy("http://unused", lambda _question, _time: says) as proxy:
+        endpoint = Endpoint(name="frontier", url=proxy.url, model="large")
+        section = BaselineSection(
+            few_shot=2, endpoints=[endpoint], limit_rows=10, speed_rows=0, scoring=["generation"]
+        )
+        found = evaluation(run(section, tiny_base, dataset, tmp_path / "run"))
+    assert list(found["systems"])[-2:] == [
+        "frontier-zero-shot/generation", "frontier-few-shot/generation",
+    ]  # fmt: skip
+    expected = [row.label for row in load_rows(dataset, "test", 10, SEED)]
+    accuracy = found["systems"]["frontier-few-shot/generation"]["metrics"]["accuracy"]
+    assert accuracy == expected.count("animal") / 10
+    assert found["best_system"].startswith("frontier")
+    assert proxy.asked.total() == 20

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from luthier.data.rows import Message, Task
 from luthier.data.summary import DatasetInfo
 from luthier.errors import DataError
+from luthier.evaluation.nearest import NearestExamples
 from luthier.evaluation.rows import AskedRow
 from luthier.evaluation.systems import Prompt
 from luthier.models.chat import encode, render
@@ -30,11 +31,12 @@ _BETWEEN_COMPLETIONS = "\n\n"
 
 @dataclass(frozen=True)
 class PromptForm:
-    """How a row is asked: what stands before every row."""
+    """How a row is asked: what stands before every row, or before each with `nearest`."""
 
     task: Task
     instruction: str | None
     examples: tuple[AskedRow, ...] = ()
+    nearest: NearestExamples | None = None
 
     def token_ids(self, tokenizer: "PreTrainedTokenizerBase", row: AskedRow) -> list[int]:
         """The whole prompt of one row."""
@@ -52,25 +54,31 @@ class PromptForm:
         if self.task != "completion":
             return ""
         asked = "".join(message["content"] for message in row.messages[:-1])
-        return f"{self._before()}{asked}"
+        return f"{self._before(row)}{asked}"
+
+    def examples_for(self, row: AskedRow) -> tuple[AskedRow, ...]:
+        """The examples that stand before one row's question."""
+        return self.examples if self.nearest is None else self.nearest.examples_for(row)
 
     def _opening(self, row: AskedRow) -> list[Message]:
         system = self.instruction or next(
             (message["content"] for message in row.messages if message["role"] == "system"), None
         )
         opening: list[Message] = [{"role": "system", "content": system}] if system else []
-        for example in self.examples:
+        for example in self.examples_for(row):
             opening += [*example.asked, example.messages[-1]]
         return opening
 
     def _plain(self, tokenizer: "PreTrainedTokenizerBase", row: AskedRow) -> list[int]:
-        before = encode(tokenizer, self._before())
+        before = encode(tokenizer, self._before(row))
         bos = 1 if row.prompt_ids[:1] == (tokenizer.bos_token_id,) else 0
         return [*row.prompt_ids[:bos], *before, *row.prompt_ids[bos:]]
 
-    def _before(self) -> str:
+    def _before(self, row: AskedRow) -> str:
         blocks = [self.instruction] if self.instruction else []
-        blocks += ["".join(m["content"] for m in example.messages) for example in self.examples]
+        blocks += [
+            "".join(m["content"] for m in example.messages) for example in self.examples_for(row)
+        ]
         return "".join(f"{block}{_BETWEEN_COMPLETIONS}" for block in blocks)
 
 

@@ -17,7 +17,6 @@ Role = Literal["baseline", "tuned", "served"]
 
 _ROLES: Mapping[str, Role] = {"baseline": "baseline", "evaluate": "tuned", "accept": "served"}
 _JUDGES = ("accept", "evaluate")  # the last word first
-_BASE_FORMS = ("zero-shot", "nearest")
 _WAYS = {"generation": "free answer", "likelihood": "likeliest label"}
 _NO_CLASS = "no class"  # the last column; evaluation calls it `other`, as a class can be called
 _METRIC_WORDS = {"macro_f1": "macro-F1", "exact_match": "exact match"}
@@ -180,7 +179,7 @@ def _systems(
         speed = speeds.get(name)
         yield SystemScore(
             system=name,
-            title=_title(name, len(evaluation.get("few_shot_ids", ()))),
+            title=_title(name, evaluation.get("few_shot", 0)),
             role=_ROLES[stage],
             rows=evaluation["rows"],
             score=system["metrics"][metric],
@@ -197,11 +196,10 @@ def _systems(
 def _title(name: str, examples: int) -> str:
     """`few-shot/generation` is `base 8-shot, free answer`."""
     form, _, way = name.partition("/")
-    if form == "few-shot":
-        form = f"{examples}-shot"
+    form = {"few-shot": f"{examples}-shot", "nearest": f"{examples} nearest"}.get(form, form)
     from luthier.evaluation.systems import GGUF_PREFIX
 
-    if form in _BASE_FORMS or form.endswith("-shot"):
+    if form == "zero-shot" or form in (f"{examples}-shot", f"{examples} nearest"):
         who = f"base {form}"
     elif form.startswith(GGUF_PREFIX):
         who = f"GGUF {form.removeprefix(GGUF_PREFIX)}"

@@ -1,7 +1,7 @@
 """Stage `baseline`: what the base model does when it is only asked well, before any training."""
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -13,6 +13,7 @@ from luthier.evaluation.asking import Plan, ask, local_speed, longest_reply, usa
 from luthier.evaluation.asking_endpoints import ask_endpoint
 from luthier.evaluation.endpoint_section import Endpoint, unique_names
 from luthier.evaluation.journal import Collected
+from luthier.evaluation.nearest import NearestExamples
 from luthier.evaluation.prompts import (
     PromptForm,
     choose_examples,
@@ -41,6 +42,12 @@ class BaselineSection(Section):
     """The base model, prompted: zero-shot and with examples."""
 
     few_shot: int = Field(8, ge=0, description="examples in the prompt, from train rows; 0: none")
+    few_shot_by: list[Literal["balanced", "nearest"]] = Field(
+        ["balanced"],
+        min_length=1,
+        description="balanced: the same for every row, classes taking turns; nearest: those most "
+        "alike by TF-IDF, others for each row, which takes longer",
+    )
     scoring: list[Scoring] = Field(
         ["generation", "likelihood"],
         min_length=1,
@@ -97,6 +104,7 @@ def run(section: BaselineSection, inputs: StageInputs, workspace: Workspace) -> 
     write_answers(workspace.path, [answer for found in answers.values() for answer in found])
     summary = summarize(info, answers, inputs.seed)
     summary["reading"] = plan.reading
+    summary["few_shot"] = section.few_shot
     summary["few_shot_ids"] = [row.id for form in forms.values() for row in form.examples]
     target = _judge(section, summary)
     write_summary(workspace.path, summary, target=target)
@@ -128,7 +136,11 @@ def _forms(
     if section.few_shot:
         train = load_rows(inputs["dataset"].path, "train")
         examples = choose_examples(train, section.few_shot, inputs.seed)
-        forms["few-shot"] = PromptForm(info.task, instruction, examples)
+        if "balanced" in section.few_shot_by:
+            forms["few-shot"] = PromptForm(info.task, instruction, examples)
+        if "nearest" in section.few_shot_by:
+            nearest = NearestExamples(train, section.few_shot)
+            forms["nearest"] = PromptForm(info.task, instruction, nearest=nearest)
     return forms
 
 
