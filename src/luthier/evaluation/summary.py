@@ -9,7 +9,7 @@ from typing import Any, Literal
 from luthier.data.summary import DatasetInfo
 from luthier.errors import DataError
 from luthier.evaluation.answers import Answer
-from luthier.evaluation.metrics import PRIMARY, Answered, measure
+from luthier.evaluation.metrics import METRICS, PRIMARY, Answered, measure
 from luthier.evaluation.statistics import PairedTest
 from luthier.store.files import write_atomically
 
@@ -77,11 +77,12 @@ def judge_target(summary: Mapping[str, Any], metric: str, target: float) -> Targ
     fine-tuning.
 
     Raises:
-        DataError: this task has no such metric with an interval.
+        DataError: this task has no such metric from 0 to 1 with an interval.
     """
     best = summary["systems"][summary["best_system"]]
-    if metric not in best["intervals"]:
-        known = ", ".join(best["intervals"])
+    scores = [name for name in best["intervals"] if METRICS[name].is_score]
+    if metric not in scores:
+        known = ", ".join(scores)
         raise DataError(f"baseline.target.metric is {metric}; task {summary['task']} has {known}.")
     value, rows = best["metrics"][metric], summary["rows"]
     low, high = (target - end for end in reversed(best["intervals"][metric]))
