@@ -10,13 +10,23 @@ import pytest
 from numpy.typing import NDArray
 
 from luthier.evaluation.f1_intervals import macro_f1_change_interval, macro_f1_interval
-from luthier.evaluation.statistics import paired_interval, ratio_interval, wilson_interval
+from luthier.evaluation.statistics import (
+    mean_share_interval,
+    paired_interval,
+    ratio_interval,
+    wilson_interval,
+)
 
 SIMULATIONS = 2000
 RESAMPLES = 200
 CLASSES = 14
 MIX = 1 / np.arange(1, CLASSES + 1)
 MIX /= MIX.sum()  # 31 % down to 2 %
+
+FIELD_SHARES = [
+    *((40, 0.5, 0.93), (40, 0.8, 0.93), (40, 0.95, 0.92), (100, 0.8, 0.93), (100, 0.95, 0.93)),
+    (612, 0.95, 0.93),
+]
 
 Interval = tuple[float, float]
 
@@ -157,3 +167,14 @@ def test_interval_of_a_change_of_nats_a_token(rows: int) -> None:
         return found
 
     assert 0.93 <= share_within(interval, -0.1) <= 0.97
+
+
+@pytest.mark.parametrize(("rows", "share", "least"), FIELD_SHARES)
+def test_interval_of_a_micro_average_over_fields(rows: int, share: float, least: float) -> None:
+    """Rows of 1 to 6 fields, which are right or wrong together more than by chance."""
+    generator = np.random.default_rng(rows)
+    fields = generator.integers(1, 7, (SIMULATIONS, rows))
+    of_row = generator.beta(share * 3, (1 - share) * 3, fields.shape)
+    hits, weights = generator.binomial(fields, of_row).tolist(), fields.tolist()
+    found = share_within(lambda number: mean_share_interval(hits[number], weights[number]), share)
+    assert least <= found <= 0.97

@@ -101,11 +101,6 @@ def test_where_the_exact_test_finds_a_difference_the_interval_does(
         assert low > 0 or high < 0
 
 
-def test_tango_s_example() -> None:
-    """Tango 1998: 1 of 44 pairs differs in one direction, none in the other."""
-    assert paired_interval(0, 1, 44) == pytest.approx((-0.1184, 0.0592), abs=1e-3)
-
-
 def test_paired_interval_is_about_the_normal_one() -> None:
     low, high = paired_interval(80, 30, 600)
     share = (80 - 30) / 600

@@ -67,7 +67,7 @@ def test_closing_table(sample: Sample, capsys: pytest.CaptureFixture[str], outpu
     bundle = sample.artifacts["export"].path
     for expected in (
         "package-router: better", "tuned, free answer 84.3 % 78.8 to 88.6 % 0.843 210",
-        "GGUF q8_0 as served 82.0 % 73.3 to 88.3 %", "+54.8 points, 95 % interval +47.1 to +62.4",
+        "GGUF q8_0 as served 82.0 % 73.3 to 88.3 %", "+54.8 points, 95 % interval +46.6 to +62.0",
         "280 rows, 94 steps, 812 tokens/s, 3 min 7 s", "merged 54.0 kB", "sft 3 min 16 s",
         "merge 2 of 2 passed", f"bundle {bundle}", f"page {PAGE}",
         f"vllm serve {bundle}/vllm \\ --config {bundle}/vllm/serve.yaml",

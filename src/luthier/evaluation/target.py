@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from luthier.config import Field, Section
 from luthier.errors import DataError
+from luthier.evaluation.metrics import METRICS
 from luthier.gates import Gate, check
 
 # DECISION.md, "The baseline before the training"
@@ -46,11 +47,12 @@ def judge_target(summary: Mapping[str, Any], metric: str, target: float) -> Targ
     fine-tuning.
 
     Raises:
-        DataError: this task has no such metric with an interval.
+        DataError: this task has no such metric from 0 to 1 with an interval.
     """
     best = summary["systems"][summary["best_system"]]
-    if metric not in best["intervals"]:
-        known = ", ".join(best["intervals"])
+    scores = [name for name in best["intervals"] if METRICS[name].is_score]
+    if metric not in scores:
+        known = ", ".join(scores)
         raise DataError(f"baseline.target.metric is {metric}; task {summary['task']} has {known}.")
     value, rows = best["metrics"][metric], summary["rows"]
     low, high = (target - end for end in reversed(best["intervals"][metric]))
