@@ -218,14 +218,16 @@ def verify(
 def schema() -> None:
     """Print the JSON Schema of run configs, for editors."""
     from luthier.config import json_schema
-    from luthier.stages import discover
+    from luthier.pipeline import all_sections
 
-    _print_json(json_schema({name: stage.section for name, stage in discover().items()}))
+    _print_json(json_schema(all_sections()))
 
 
-def _add_stage_commands() -> None:
+def _add_commands() -> None:
+    from luthier.commands.cost import cost
     from luthier.stages import headings
 
+    app.command()(cost)
     for stage in headings():
         app.command(stage.name, help=f"Run one stage: {stage.summary}.")(
             _stage_command(stage.name)
@@ -270,7 +272,7 @@ def _options(
 
 def call(arguments: Sequence[str]) -> int:
     """Run one command line; the exit code. Users' errors are one message, never a traceback."""
-    _add_stage_commands()
+    _add_commands()
     try:
         app(args=list(arguments) or ["--help"], prog_name="luthier", standalone_mode=False)
     except LuthierError as error:
