@@ -187,8 +187,8 @@ def test_inside_a_range_the_own_model_costs_less_and_outside_it_does_not(
 
 
 def test_the_roofline_by_hand() -> None:
-    """Llama 3.2 3B on an RTX 4090: memory holds 256 requests; a step reads weights, keys and
-    values, which takes longer than computing; a prompt takes 2 operations a parameter and token."""
+    """Llama 3.2 3B on an RTX 4090, whose memory holds 256 requests: a step reads weights, keys and
+    values, or computes, whichever takes longer; a prompt computes."""
     model, gpu = real("Llama-3.2-3B-Instruct"), GPUS["rtx-4090"]
     found = predict_throughput(model, gpu, 100, 20)
     kept = 2 * 28 * 8 * 128 * 2  # keys and values of 28 layers, 8 heads of 128, 16 bits
