@@ -11,6 +11,7 @@ import pytest
 
 from luthier.config import json_schema, load_config
 from luthier.gates import GATES
+from luthier.pipeline import all_sections
 from luthier.stages import discover, headings
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +23,7 @@ LAYERS = [
     {"config", "store"},
     {"advice", "data", "estimate", "models", "training", "evaluation", "serving"},
     {"stages"},
-    {"pipeline", "planning", "forking", "foretelling", "promoting"},
+    {"pipeline", "planning", "forking", "foretelling", "costing", "promoting"},
     {"report"},
     {"cli", "commands"},
 ]
@@ -56,7 +57,7 @@ def test_imports_point_down(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_configs_load(path: Path) -> None:
-    config = load_config(path, {name: stage.section for name, stage in discover().items()})
+    config = load_config(path, all_sections())
     assert config.sections
     assert path.read_text(encoding="utf-8").startswith(
         "# yaml-language-server: $schema=run-config.schema.json"
@@ -65,9 +66,8 @@ def test_configs_load(path: Path) -> None:
 
 def test_schema_file_is_current() -> None:
     """Renew it with: luthier schema > configs/run-config.schema.json"""
-    sections = {name: stage.section for name, stage in discover().items()}
     written = json.loads((ROOT / "configs" / "run-config.schema.json").read_text(encoding="utf-8"))
-    assert written == json_schema(sections)
+    assert written == json_schema(all_sections())
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -75,6 +75,7 @@ def test_help_loads_nothing_heavy() -> None:
         "import sys\nfrom luthier.cli import call\ncode = call(['--help'])\n"
         "light = {'luthier.cli', 'luthier.errors', 'luthier.stages'}\n"
         "light |= {'luthier.commands', 'luthier.commands.advise', 'luthier.commands.tagging'}\n"
+        "light |= {'luthier.commands.cost'}\n"
         "own = {m for m in sys.modules if m.startswith('luthier.')}\n"
         "assert own <= light, own - light\n"
         "heavy = {'torch', 'transformers', 'datasets', 'peft', 'trl', 'pyarrow', 'scipy', 'numpy'"

@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from luthier import __version__
-from luthier.commands.advise import advise
-from luthier.commands.tagging import promote, tag
 from luthier.errors import ConfigError, GateError, LuthierError
 
 app = typer.Typer(
@@ -220,19 +218,19 @@ def verify(
 def schema() -> None:
     """Print the JSON Schema of run configs, for editors."""
     from luthier.config import json_schema
-    from luthier.stages import discover
+    from luthier.pipeline import all_sections
 
-    _print_json(json_schema({name: stage.section for name, stage in discover().items()}))
-
-
-app.command()(advise)
-app.command()(tag)
-app.command()(promote)
+    _print_json(json_schema(all_sections()))
 
 
-def _add_stage_commands() -> None:
+def _add_commands() -> None:
+    from luthier.commands.advise import advise
+    from luthier.commands.cost import cost
+    from luthier.commands.tagging import promote, tag
     from luthier.stages import headings
 
+    for command in (tag, promote, advise, cost):
+        app.command()(command)
     for stage in headings():
         app.command(stage.name, help=f"Run one stage: {stage.summary}.")(
             _stage_command(stage.name)
@@ -277,7 +275,7 @@ def _options(
 
 def call(arguments: Sequence[str]) -> int:
     """Run one command line; the exit code. Users' errors are one message, never a traceback."""
-    _add_stage_commands()
+    _add_commands()
     try:
         app(args=list(arguments) or ["--help"], prog_name="luthier", standalone_mode=False)
     except LuthierError as error:

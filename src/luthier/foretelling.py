@@ -23,7 +23,7 @@ from luthier.training.section import TrainingSection
 from luthier.training.sft_section import SFTSection
 
 DEFAULT_LENGTH_TOKENS = 2048
-_ROWS_OF = {"sft": "prepare", "dpo": "preferences"}
+ROWS_OF = {"sft": "prepare", "dpo": "preferences"}
 
 
 def foretell(
@@ -39,7 +39,7 @@ def foretell(
     Raises:
         ConfigError: the hardware or the model's architecture is not known.
     """
-    sections = _training_sections(config)
+    sections = training_sections(config)
     if not sections:
         if hardware is not None:
             raise ConfigError(
@@ -47,7 +47,7 @@ def foretell(
             )
         return {}
     here = {step.stage: step.artifact.path for step in steps if step.artifact is not None}
-    model = _model_config(config, here.get("base"))
+    model = model_config(config, here.get("base"))
     if model is None:
         said = f"memory: known once the base is here. Run: luthier base {config.path}"
         return {next(iter(sections)): said}
@@ -55,14 +55,14 @@ def foretell(
         stage: predict(
             model,
             section,
-            _numbers(config, section, here.get(_ROWS_OF[stage])),
+            _numbers(config, section, here.get(ROWS_OF[stage])),
             hardware_named(hardware or section.hardware),
         )
         for stage, section in sections.items()
     }
 
 
-def _training_sections(config: RunConfig) -> dict[str, TrainingSection]:
+def training_sections(config: RunConfig) -> dict[str, TrainingSection]:
     """Those of stages that train, dpo's with what it takes from sft."""
     found: dict[str, TrainingSection] = {}
     sft, dpo = config.sections.get("sft"), config.sections.get("dpo")
@@ -78,11 +78,11 @@ def _training_sections(config: RunConfig) -> dict[str, TrainingSection]:
 def _numbers(config: RunConfig, section: TrainingSection, dataset: Path | None) -> RowNumbers:
     if dataset is not None:
         return numbers_for(section, dataset)
-    prepared = config.sections.get(_ROWS_OF[section.stage_name])
+    prepared = config.sections.get(ROWS_OF[section.stage_name])
     return unknown_numbers(getattr(prepared, "max_length_tokens", DEFAULT_LENGTH_TOKENS))
 
 
-def _model_config(config: RunConfig, base: Path | None) -> Mapping[str, Any] | None:
+def model_config(config: RunConfig, base: Path | None) -> Mapping[str, Any] | None:
     """config.json of the base, or of the folder that it will be copied from."""
     section = config.sections.get("base")
     if base is None and isinstance(section, BaseSection):

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from luthier.config import RunConfig, load_config
+from luthier.config import RunConfig, Section, load_config
 from luthier.errors import ConfigError, GateError, StoreError
+from luthier.estimate.cost_section import CostSection
 from luthier.forking import open_fork
 from luthier.gates import Gate, failures, judged, spell
 from luthier.interrupts import StopFlag
@@ -18,7 +19,15 @@ from luthier.stages import discover
 from luthier.stages.contract import Stage, StageInputs, StageResult
 from luthier.store import Artifact, ManifestDraft, Store, Workspace, note_recipe
 
-__all__ = ["Choices", "DoneStep", "Pipeline", "PlannedStep", "load_run", "open_pipeline"]
+__all__ = [
+    "Choices",
+    "DoneStep",
+    "Pipeline",
+    "PlannedStep",
+    "all_sections",
+    "load_run",
+    "open_pipeline",
+]
 
 
 @dataclass(frozen=True)
@@ -180,11 +189,14 @@ def _said(stage: Stage[Any], state: StepState, ref: str, seconds: float, gates: 
     return words + (f", warned: {', '.join(warned)}" if warned else "")
 
 
+def all_sections() -> dict[str, type[Section]]:
+    """Every section that a run config may have: of the stages, and those that are no stage."""
+    return {name: stage.section for name, stage in discover().items()} | {"cost": CostSection}
+
+
 def load_run(path: str, overrides: list[str]) -> RunConfig:
-    """A run config validated against the stages that exist."""
-    return load_config(
-        path, {name: stage.section for name, stage in discover().items()}, overrides
-    )
+    """A run config validated against the sections that exist."""
+    return load_config(path, all_sections(), overrides)
 
 
 def open_pipeline(

@@ -31,6 +31,8 @@ class Hardware:
     is_cuda: bool
     price_usd_per_hour: float | None
     source: str
+    price_source: str | None = None
+    """Whose price, and of when: an example, not an offer."""
 
     def rate(self, dtype: DType) -> float:
         """Achievable floating point operations a second in matrix products."""
@@ -41,8 +43,10 @@ def _tensor_cores(sixteen_bits: float, float32: float) -> Mapping[DType, float]:
     return {"bfloat16": sixteen_bits, "float16": sixteen_bits, "float32": float32}
 
 
-# Prices: RunPod on demand, the cheaper of its clouds, March 2026 (deploybase.ai/articles/
-# runpod-gpu-pricing, rtx-4090-cloud); A100 40 GB: Lambda on demand, 2025.
+_RUNPOD = (
+    "RunPod on demand, the cheaper of its clouds, March 2026 "
+    "(deploybase.ai/articles/runpod-gpu-pricing, rtx-4090-cloud)"
+)
 # Context: 0.5 GiB is what nvidia-smi shows for a process with an empty torch tensor (CUDA 12 and
 # 13: 0.4 to 0.6 GiB) and cuBLAS' workspace (32 MiB on Hopper, 8 MiB before).
 GPUS: Mapping[str, Hardware] = {
@@ -58,6 +62,7 @@ GPUS: Mapping[str, Hardware] = {
         is_cuda=True,
         price_usd_per_hour=0.60,
         source="NVIDIA Ada GPU architecture whitepaper 2.1",
+        price_source=_RUNPOD,
     ),
     "a100-40gb": Hardware(
         name="a100-40gb",
@@ -70,6 +75,7 @@ GPUS: Mapping[str, Hardware] = {
         is_cuda=True,
         price_usd_per_hour=1.29,
         source="NVIDIA A100 data sheet, June 2021",
+        price_source="Lambda on demand, 2025",
     ),
     "a100-80gb": Hardware(
         name="a100-80gb",
@@ -82,6 +88,7 @@ GPUS: Mapping[str, Hardware] = {
         is_cuda=True,
         price_usd_per_hour=2.45,
         source="NVIDIA A100 data sheet, June 2021 (SXM)",
+        price_source=_RUNPOD,
     ),
     "h100-80gb": Hardware(
         name="h100-80gb",
@@ -94,6 +101,7 @@ GPUS: Mapping[str, Hardware] = {
         is_cuda=True,
         price_usd_per_hour=4.76,
         source="NVIDIA H100 data sheet, 2023 (SXM)",
+        price_source=_RUNPOD,
     ),
 }
 

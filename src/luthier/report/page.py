@@ -49,7 +49,7 @@ def write_report(config: RunConfig, artifacts: Mapping[str, Artifact], store: St
     ]
     for view in datasets:
         plots |= view.plots
-    content = _template().render(
+    content = page_template(_TEMPLATE).render(
         summary=summary,
         plots=plots,
         datasets=datasets,
@@ -64,7 +64,7 @@ def write_report(config: RunConfig, artifacts: Mapping[str, Artifact], store: St
         environments=_environments(artifacts),
         config=_yaml(config.resolved()),
         commands=_commands(config),
-        plotly=_plotly() if plots else "",
+        plotly=plotly_source() if plots else "",
     )
     path = store.root / REPORTS_FOLDER / f"{config.name}.html"
     with storage_errors(store.root):
@@ -73,7 +73,8 @@ def write_report(config: RunConfig, artifacts: Mapping[str, Artifact], store: St
     return path
 
 
-def _template() -> "jinja2.Template":
+def page_template(name: str) -> "jinja2.Template":
+    """A template of this package; texts are escaped."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -91,7 +92,7 @@ def _template() -> "jinja2.Template":
         environment.filters[filter_.__name__] = filter_
     environment.filters["interval"] = lambda s: spelling.percent_interval(s.low, s.high)
     environment.filters["short"] = lambda digest: digest[:SHOWN_DIGITS]
-    return environment.get_template(_TEMPLATE)
+    return environment.get_template(name)
 
 
 def _plots(scores: Scores, artifacts: Mapping[str, Artifact]) -> dict[str, Plot]:
@@ -108,7 +109,8 @@ def _plots(scores: Scores, artifacts: Mapping[str, Artifact]) -> dict[str, Plot]
     return {name: plot for name, plot in found.items() if plot is not None}
 
 
-def _plotly() -> str:
+def plotly_source() -> str:
+    """Plotly's script, for a page to carry."""
     from plotly.offline import get_plotlyjs
 
     return str(get_plotlyjs())
