@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 INFO_NAME = "dataset.json"
 QUARANTINE_NAME = "quarantine.jsonl"
+SCHEMA_NAME = "schema.json"
 
 
 def read_info(folder: Path) -> DatasetInfo:
@@ -31,6 +32,12 @@ def read_info(folder: Path) -> DatasetInfo:
         raise DataError(
             f"{path}: not a dataset of Luthier ({error}). Run luthier prepare."
         ) from error
+
+
+def read_schema(folder: Path) -> str | None:
+    """The text of the JSON Schema that the rows' objects follow; None where there is none."""
+    path = folder / SCHEMA_NAME
+    return path.read_text(encoding="utf-8") if path.exists() else None
 
 
 def shard_path(folder: Path, split: Split, number: int) -> Path:

@@ -25,17 +25,12 @@ class NearestExamples:
         self._vectorizer = TfidfVectorizer(
             ngram_range=(1, 2), token_pattern=_WORDS, sublinear_tf=True
         )
-        self._vectors: csr_matrix = self._vectorizer.fit_transform(map(asked_text, rows))
+        self._vectors: csr_matrix = self._vectorizer.fit_transform(row.question for row in rows)
 
     def examples_for(self, row: AskedRow) -> tuple[AskedRow, ...]:
         """The examples of one question."""
         import numpy as np
 
-        nearness = (self._vectors @ self._vectorizer.transform([asked_text(row)]).T).toarray()
+        nearness = (self._vectors @ self._vectorizer.transform([row.question]).T).toarray()
         order = np.argsort(-nearness[:, 0], kind="stable")[: self._count]
         return tuple(self._rows[place] for place in reversed(order.tolist()))
-
-
-def asked_text(row: AskedRow) -> str:
-    """What is asked, as one text."""
-    return "\n".join(str(message["content"]) for message in row.asked)

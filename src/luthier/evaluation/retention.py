@@ -5,7 +5,6 @@ users notice is gone. Both are likelihoods, so nothing depends on how an answer 
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from luthier.data.tokens import IGNORE_INDEX
 from luthier.errors import DataError
 from luthier.evaluation.engine import Asked
 from luthier.evaluation.journal import collect
-from luthier.evaluation.statistics import CONFIDENCE, Interval, PairedTest, compare
+from luthier.evaluation.statistics import PairedTest, compare, ratio_interval
 from luthier.evaluation.systems import LocalSystem, Prompt
 from luthier.gates import Gate, check
 from luthier.models.chat import encode
@@ -73,9 +72,11 @@ class Material:
 
 @dataclass(frozen=True)
 class Remembered:
-    """One model: nats a token of each text, and whether each question was answered right."""
+    """One model: nats of each text, over so many tokens, and whether each question was answered
+    right."""
 
-    nats_per_token: list[float]
+    text_nats: list[float]
+    text_tokens: list[int]
     right: list[bool]
 
 
@@ -120,9 +121,10 @@ def remember(
     A question's answer is the choice with the highest likelihood a byte, as `acc_norm` of
     EleutherAI's lm-evaluation-harness has it.
     """
-    nats = _text_losses(f"{name}: general text", model, material, workspace)
+    nats = _text_nats(f"{name}: general text", model, material, workspace)
+    tokens = [len(ids) - 1 for ids in material.texts]
     if not material.questions:
-        return Remembered(nats, [])
+        return Remembered(nats, tokens, [])
     system = LocalSystem(f"{name}-questions", model, tokenizer, Asked(stop_token_ids=()))
     replies = collect(system, material.prompts, workspace).replies
     log_p = [_known(reply.reference_log_p) for reply in replies]
@@ -135,13 +137,13 @@ def remember(
         ]
         right.append(scores.index(max(scores)) == one.answer)
         start = end
-    return Remembered(nats, right)
+    return Remembered(nats, tokens, right)
 
 
-def _text_losses(
+def _text_nats(
     title: str, model: "PreTrainedModel", material: Material, workspace: Workspace
 ) -> list[float]:
-    """Nats a token of each text, its first token left out, which nothing predicts."""
+    """Nats of each text, its first token left out, which nothing predicts."""
     from datasets import Dataset
 
     losses = []
@@ -149,7 +151,7 @@ def _text_losses(
         for ids in material.texts:
             workspace.raise_if_stopped()
             row = {"input_ids": [list(ids)], "labels": [[IGNORE_INDEX, *ids[1:]]]}
-            losses.append(mean_loss(model, Dataset.from_dict(row)))
+            losses.append(mean_loss(model, Dataset.from_dict(row)) * (len(ids) - 1))
             task.advance()
     return losses
 
@@ -163,34 +165,25 @@ def compare_retention(
 ) -> dict[str, Any]:
     """The part `retention` of evaluation.json.
 
-    The increase is the mean over texts, its 95 % interval Student's t of the paired differences.
+    The increase is nats a token over all texts; its 95 % interval is over texts.
     """
-    old, new = before.nats_per_token, after.nats_per_token
+    old, new, tokens = before.text_nats, after.text_nats, before.text_tokens
     rise = [later - earlier for later, earlier in zip(new, old, strict=True)]
+    interval = ratio_interval(rise, tokens)
+    assert interval is not None, "there are texts enough"
     found: dict[str, Any] = {
         "texts": {
             "rows": len(rise),
-            "before_nats": _mean(old),
-            "after_nats": _mean(new),
-            "increase_nats": _mean(rise),
-            "interval": list(mean_interval(rise)),
+            "before_nats": sum(old) / sum(tokens),
+            "after_nats": sum(new) / sum(tokens),
+            "increase_nats": sum(rise) / sum(tokens),
+            "interval": list(interval),
         },
         "questions": None,
     }
     if before.right:
         found["questions"] = asdict(compare(after.right, before.right, alpha=alpha, seed=seed))
     return found
-
-
-def mean_interval(values: Sequence[float]) -> Interval:
-    """The 95 % interval of the mean of two values or more, Student's t."""
-    from scipy import stats
-
-    mean = _mean(values)
-    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * spread
-    half /= math.sqrt(len(values))
-    return mean - half, mean + half
 
 
 def retention_gates(found: dict[str, Any], section: RetentionSection) -> list[Gate]:
@@ -243,10 +236,6 @@ def describe_retention(found: dict[str, Any]) -> list[str]:
             "[{:+.3f}, {:+.3f}]".format(*test["interval"])
         )
     return lines
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _lines(path: Path) -> list[tuple[dict[str, object], str]]:

@@ -25,11 +25,17 @@ class AskedRow:
     label: str | None
     prompt_ids: tuple[int, ...]
     reference: tuple[int, ...]
+    group: str | None = None
 
     @property
     def asked(self) -> tuple[Message, ...]:
         """The conversation before the reply, without its system message."""
         return tuple(message for message in self.messages[:-1] if message["role"] != "system")
+
+    @property
+    def question(self) -> str:
+        """What is asked, as one text; without the system message."""
+        return "\n".join(str(message["content"] or "") for message in self.asked)
 
 
 def load_rows(
@@ -59,4 +65,5 @@ def _row(record: Mapping[str, Any]) -> AskedRow:
         label=record["label"],
         prompt_ids=tuple(ids[:prompt_length]),
         reference=tuple(ids[prompt_length:]),
+        group=record.get("group"),
     )

@@ -1,22 +1,22 @@
 """Where a system is wrong: its score by slice, what it takes for what, which rows changed."""
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from luthier.evaluation.answers import Answer
 from luthier.evaluation.metrics import OTHER
 from luthier.evaluation.rows import AskedRow
 from luthier.evaluation.statistics import wilson_interval
+from luthier.store.files import write_atomically
 
+ERRORS_NAME = "errors.json"
 _TEXT_LIMIT_CHARACTERS = 300
 _EXAMPLES = 3
 _QUARTERS = 4
-
-
-def asked_text(row: AskedRow) -> str:
-    """What is asked, as one text; without the system message."""
-    return "\n".join(str(message["content"] or "") for message in row.asked)
+_ROWS_A_GROUP = 2  # with fewer on average, groups say no more than rows
 
 
 def length_quartiles(rows: Sequence[AskedRow]) -> list[str]:
@@ -24,7 +24,7 @@ def length_quartiles(rows: Sequence[AskedRow]) -> list[str]:
 
     Rows of one length are in the same quarter, so quarters may differ in size.
     """
-    lengths = [len(asked_text(row)) for row in rows]
+    lengths = [len(row.question) for row in rows]
     ordered = sorted(lengths)
     ranks = {length: rank for rank, length in reversed(list(enumerate(ordered)))}
     quarters = [_QUARTERS * ranks[length] // len(lengths) for length in lengths]
@@ -124,12 +124,43 @@ def changed_rows(
     }
 
 
+def analyse_errors(
+    answers: Sequence[Answer], rows: Sequence[AskedRow], old: Sequence[Answer] | None
+) -> dict[str, Any]:
+    """errors.json: the slices, by group too where groups are larger than a row; of a task with
+    labels the confusions; and against another system's answers the rows broken and gained."""
+    groups = [row.group for row in rows]
+    columns = {"group": groups} if len(set(groups)) <= len(rows) / _ROWS_A_GROUP else {}
+    has_labels = any(row.label is not None for row in rows)
+    return {
+        "system": answers[0].system,
+        "slices": slices(answers, rows, columns),
+        "confusions": confusions(answers, rows) if has_labels else [],
+        "against_baseline": changed_rows(old, answers, rows) if old is not None else None,
+    }
+
+
+def write_errors(folder: Path, found: Mapping[str, Any]) -> None:
+    """Write errors.json of an evaluation."""
+    text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(folder / ERRORS_NAME, text + "\n")
+
+
+def read_errors(folder: Path) -> dict[str, Any] | None:
+    """What `write_errors` wrote; None where there is nothing."""
+    path = folder / ERRORS_NAME
+    if not path.exists():
+        return None
+    found: dict[str, Any] = json.loads(path.read_bytes())
+    return found
+
+
 def _check(answers: Sequence[Answer], rows: Sequence[AskedRow]) -> None:
     assert [answer.id for answer in answers] == [row.id for row in rows], "answers of other rows"
 
 
 def _shown(row: AskedRow) -> dict[str, Any]:
-    return {"id": row.id, "text": _cut(asked_text(row))}
+    return {"id": row.id, "text": _cut(row.question)}
 
 
 def _cut(text: str) -> str:

@@ -22,16 +22,17 @@ def summarize(
     answers: Mapping[str, Sequence[Answer]],
     seed: int,
     only_to_compare: Collection[str] = (),
+    json_schema: str | None = None,
 ) -> dict[str, Any]:
     """The part of evaluation.json that every evaluation has.
 
     `best_system` has the highest primary metric; of equal ones the first. It is none of those
-    that are `only_to_compare`.
+    that are `only_to_compare`. `json_schema`: see `Answered`.
     """
     primary = PRIMARY[info.task]
     systems = {
         name: {
-            **measure(Answered(found, info.labels, seed), info.task),
+            **measure(Answered(found, info.labels, seed, json_schema), info.task),
             "truncated": sum(answer.stop_reason == "length" for answer in found),
             "unread": sum(answer.predicted is None for answer in found),
         }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import model_validator
 
 from luthier.config import Field, Section, result_free
-from luthier.data.dataset import read_info
+from luthier.data.dataset import read_info, read_schema
 from luthier.errors import ConfigError
 from luthier.evaluation.acceptance import Served, accept_served
 from luthier.evaluation.answers import Answer, read_answers, write_answers
@@ -97,7 +97,8 @@ def run(section: AcceptSection, inputs: StageInputs, workspace: Workspace) -> St
     )
     verdict = weigh([*read_verdict(measured["ship"]).rules, *found.rules])
     answers = {one.name: one.answers for one in served}
-    summary = summarize(acceptance.plan.info, answers, inputs.seed)
+    schema = read_schema(inputs["dataset"].path)
+    summary = summarize(acceptance.plan.info, answers, inputs.seed, json_schema=schema)
     summary |= {"against_tuned": found.summary, "ship": verdict.as_json()}
     write_summary(workspace.path, summary)
     for line in [*describe(summary), *found.lines, describe_verdict(verdict)]:

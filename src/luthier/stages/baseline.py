@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from luthier.config import Field, Section, result_free
-from luthier.data.dataset import read_info
+from luthier.data.dataset import read_info, read_schema
 from luthier.data.summary import DatasetInfo
 from luthier.evaluation.answers import Answer, Scoring, write_answers
 from luthier.evaluation.asking import Plan, ask, local_speed, longest_reply, usable_scoring
@@ -102,7 +102,7 @@ def run(section: BaselineSection, inputs: StageInputs, workspace: Workspace) -> 
     asked = _ask_all(section, forms, plan, inputs, workspace)
     answers = {name: one for found in asked.values() for name, one in found.answers.items()}
     write_answers(workspace.path, [answer for found in answers.values() for answer in found])
-    summary = summarize(info, answers, inputs.seed)
+    summary = summarize(info, answers, inputs.seed, json_schema=read_schema(dataset))
     summary["reading"] = plan.reading
     summary["few_shot"] = section.few_shot
     summary["few_shot_ids"] = [row.id for form in forms.values() for row in form.examples]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.config import Field, Section, result_free
-from luthier.data.dataset import read_info
+from luthier.data.dataset import read_info, read_schema
 from luthier.evaluation.answers import Answer, Scoring, write_answers
 from luthier.evaluation.asking import Plan, ask, local_speed, longest_reply, usable_scoring
 from luthier.evaluation.before_after import ask_pairs, compare_task, describe_task, kept_gate
@@ -29,6 +29,7 @@ from luthier.evaluation.retention import (
 )
 from luthier.evaluation.rows import load_rows
 from luthier.evaluation.shipping import ShipSection
+from luthier.evaluation.slices import analyse_errors, write_errors
 from luthier.evaluation.speed import Speed, write_speeds
 from luthier.evaluation.summary import describe, headline, summarize, write_summary
 from luthier.evaluation.systems import LocalSystem
@@ -113,9 +114,11 @@ def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> 
     write_answers(workspace.path, kept)
     before = asked[_BEFORE].answers if _BEFORE in asked else {}
     others = {**before, **of_production}
-    summary = summarize(plan.info, answers | of_production, inputs.seed, only_to_compare=others)
+    schema = read_schema(inputs["dataset"].path)
+    summary = summarize(plan.info, answers | of_production, inputs.seed, others, schema)
     summary |= {"reading": plan.reading, "max_new_tokens": plan.max_new_tokens}
     baseline = inputs.get("baseline")
+    baseline_answers = read_baseline(baseline.path) if baseline else None
     judged = judge(
         Candidate(
             name=f"{_SYSTEM}/{plan.scoring[0]}",
@@ -127,7 +130,7 @@ def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> 
             if production
             else None,
         ),
-        read_baseline(baseline.path) if baseline else None,
+        baseline_answers,
         Limits(section.ship, section.retention, section.alpha, inputs.seed),
     )
     gates, lines = list(judged.gates), list(judged.lines)
@@ -140,6 +143,9 @@ def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> 
         lines = [*of_dpo, *lines]
         gates += after_dpo
     write_summary(workspace.path, summary, paired_test=judged.paired)
+    old = baseline_answers.answers if baseline_answers else None
+    compared = answers[f"{_SYSTEM}/{plan.scoring[0]}"]
+    write_errors(workspace.path, analyse_errors(compared, plan.rows, old))
     write_speeds(workspace.path, {name: one.speed for name, one in asked.items()})
     for line in [*describe(summary), *lines]:
         workspace.reporter.say(line)

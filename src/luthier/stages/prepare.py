@@ -20,7 +20,7 @@ from luthier.data.advice import advice
 from luthier.data.advising import LabelFindings, look_at_labels
 from luthier.data.copies import look_for_copies
 from luthier.data.counting import count
-from luthier.data.dataset import INFO_NAME
+from luthier.data.dataset import INFO_NAME, SCHEMA_NAME
 from luthier.data.formats import label_list, options_of
 from luthier.data.index import RowIndex
 from luthier.data.ingest import Recipe, set_up
@@ -114,6 +114,8 @@ def run(section: PrepareSection, inputs: StageInputs, workspace: Workspace) -> S
     info = _info(recipe, found.labels, counts, reading, near, labels)
     told = [*short, *advice(info, section.target_accuracy)]
     info = info.model_copy(update={"advice": told})
+    if section.extraction.json_schema is not None:
+        write_atomically(workspace.path / SCHEMA_NAME, section.extraction.json_schema.read_bytes())
     write_atomically(workspace.path / INFO_NAME, info.model_dump_json(indent=2) + "\n")
     return StageResult(
         _metrics(counts), gates, {"counts": counts.model_dump(mode="json")}, clock.seconds
@@ -250,7 +252,7 @@ STAGE = Stage(
     order=20,
     summary="read, clean, split and tokenise the data",
     makes="dataset",
-    version=2,
+    version=3,
     section=PrepareSection,
     run=run,
     slots=(Slot("base", "base", ("base",)),),
