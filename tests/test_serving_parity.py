@@ -24,6 +24,7 @@ from luthier.serving.corpus import nasty_texts
 from luthier.serving.llama_server import LlamaServer
 from luthier.serving.parity import (
     AnswerLimits,
+    AnswerParity,
     answer_gates,
     compare_prompts,
     compare_texts,
@@ -214,6 +215,21 @@ def test_one_answer_that_does_not_stop_fails(tiny_base: Path, probes: ProbeSet) 
     served = ServedAnswers(merged, rambling, miscounted=0)
     parity = measure_answers(load_tokenizer(tiny_base), probes, rambling, merged, served)
     assert gate_statuses(answer_gates(parity, LIMITS))["stop-at-serve"] == "fail"
+
+
+def test_a_score_lost_by_exactly_the_limit_passes() -> None:
+    """0.81 - 0.79 is more than 0.02 in binary."""
+    parity = AnswerParity(
+        probes=100,
+        agreement=0.99,
+        merged_score=0.81,
+        served_score=0.79,
+        stopped=1.0,
+        told_apart=100,
+        served_as_tuned=0.99,
+        miscounted=0,
+    )
+    assert [gate.status for gate in answer_gates(parity, LIMITS)] == ["pass"] * 4
 
 
 def test_completions_are_asked_by_ids_alone(

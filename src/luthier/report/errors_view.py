@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.data.dataset import split_files
 from luthier.report.scores import Scores
@@ -60,6 +60,13 @@ def wrong_answers(artifacts: Mapping[str, Artifact], scores: Scores) -> WrongAns
         for answer in chosen
     ]
     return WrongAnswers(scores.tuned_title, len(wrong), by_pair, rows)
+
+
+def error_analysis(artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
+    """errors.json of the evaluation; None where there is none."""
+    from luthier.evaluation.slices import read_errors
+
+    return read_errors(artifacts["evaluate"].path) if "evaluate" in artifacts else None
 
 
 def _pair(answer: "Answer") -> tuple[str, str | None]:

@@ -11,7 +11,7 @@ from luthier.report import spelling
 from luthier.report.closing import run_facts
 from luthier.report.dataset_rows import DATASET_KINDS
 from luthier.report.dataset_view import dataset_view
-from luthier.report.errors_view import wrong_answers
+from luthier.report.errors_view import error_analysis, wrong_answers
 from luthier.report.lineage import SHOWN_DIGITS, unfold
 from luthier.report.listing import environment_facts, total_size_bytes
 from luthier.report.plots import Plot, confusion_plot, loss_plot, scores_plot
@@ -58,6 +58,7 @@ def write_report(config: RunConfig, artifacts: Mapping[str, Artifact], store: St
         training_facts=spelling.flat(summary.training).items(),
         classes=scores.classes,
         wrong=wrong_answers(artifacts, scores),
+        errors=error_analysis(artifacts),
         meanings=GATES,
         stages=[_stage(stage, artifact) for stage, artifact in artifacts.items()],
         lineage=unfold(store.lineage(list(artifacts.values())[-1])),

@@ -58,7 +58,7 @@ class ExportSection(Section):
     )
     probe_rows: int = Field(100, ge=1, description="held-out rows answered through the server")
     min_greedy_agreement: float = Field(
-        0.98, ge=0, le=1, description="least share of probes with the merged model's whole answer"
+        0.95, ge=0, le=1, description="least share of probes with the merged model's whole answer"
     )
     max_score_drop: float = Field(
         0.02, ge=0, le=1, description="greatest loss of accuracy by serving, 0 to 1"
