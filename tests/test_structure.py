@@ -75,7 +75,7 @@ def test_help_loads_nothing_heavy() -> None:
         "import sys\nfrom luthier.cli import call\ncode = call(['--help'])\n"
         "light = {'luthier.cli', 'luthier.errors', 'luthier.stages'}\n"
         "light |= {'luthier.commands', 'luthier.commands.advise', 'luthier.commands.tagging'}\n"
-        "light |= {'luthier.commands.cost'}\n"
+        "light |= {'luthier.commands.cost', 'luthier.commands.options'}\n"
         "own = {m for m in sys.modules if m.startswith('luthier.')}\n"
         "assert own <= light, own - light\n"
         "heavy = {'torch', 'transformers', 'datasets', 'peft', 'trl', 'pyarrow', 'scipy', 'numpy'"

@@ -9,6 +9,19 @@ from typing import Annotated, Any, Literal
 import typer
 
 from luthier import __version__
+from luthier.commands.advise import advise
+from luthier.commands.cost import cost
+from luthier.commands.options import (
+    Config,
+    Fork,
+    Fresh,
+    Inputs,
+    Json,
+    Overrides,
+    Reference,
+    Until,
+)
+from luthier.commands.tagging import promote, tag
 from luthier.errors import ConfigError, GateError, LuthierError
 
 app = typer.Typer(
@@ -19,28 +32,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-
-Config = Annotated[str, typer.Argument(help="the run config, a YAML file", metavar="CONFIG")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="section.field=value, as often as needed")
-]
-Inputs = Annotated[
-    list[str] | None, typer.Option("--input", help="slot=version, such as adapter=name/adapter@v2")
-]
-Fork = Annotated[
-    str | None,
-    typer.Option(
-        "--fork", help="go on from an interrupted run's checkpoint", metavar="KEY[@STEP]"
-    ),
-]
-Fresh = Annotated[
-    bool, typer.Option("--fresh", help="begin anew, whatever interrupted runs there are")
-]
-Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
-Until = Annotated[str | None, typer.Option("--until", help="stop after this stage")]
-Reference = Annotated[
-    str, typer.Argument(metavar="REF", help="name/kind@v1, a key's first digits, or a folder")
-]
 
 
 def _print(text: str) -> None:
@@ -223,14 +214,13 @@ def schema() -> None:
     _print_json(json_schema(all_sections()))
 
 
-def _add_commands() -> None:
-    from luthier.commands.advise import advise
-    from luthier.commands.cost import cost
-    from luthier.commands.tagging import promote, tag
+for _command in (tag, promote, advise, cost):
+    app.command()(_command)
+
+
+def _add_stage_commands() -> None:
     from luthier.stages import headings
 
-    for command in (tag, promote, advise, cost):
-        app.command()(command)
     for stage in headings():
         app.command(stage.name, help=f"Run one stage: {stage.summary}.")(
             _stage_command(stage.name)
@@ -275,7 +265,7 @@ def _options(
 
 def call(arguments: Sequence[str]) -> int:
     """Run one command line; the exit code. Users' errors are one message, never a traceback."""
-    _add_commands()
+    _add_stage_commands()
     try:
         app(args=list(arguments) or ["--help"], prog_name="luthier", standalone_mode=False)
     except LuthierError as error:

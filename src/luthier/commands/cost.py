@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from luthier.cli import Config, Json, Overrides
+from luthier.commands.options import Config, Json, Overrides
 
 
 def cost(

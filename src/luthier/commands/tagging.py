@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from luthier.commands.options import Json
+
 PRODUCTION = "production"  # what `evaluate` compares every new version with
 
 
@@ -15,7 +17,7 @@ def tag(
     ],
     name: Annotated[str, typer.Argument(metavar="TAG", help="such as production")] = PRODUCTION,
     why: Annotated[str, typer.Option(help="kept in the history")] = "set by hand",
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+    as_json: Json = False,
 ) -> None:
     """Name a version, whatever its evaluation says; a model@production is compared with."""
     from luthier.store import Store
@@ -37,7 +39,7 @@ def promote(
         str, typer.Argument(metavar="REF", help="the merged model, such as name/model@v3")
     ],
     name: Annotated[str, typer.Option("--tag", help="the tag to move")] = PRODUCTION,
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+    as_json: Json = False,
 ) -> None:
     """Move a tag to a model, if the verdict on it is to ship; exit code 3 if it is not."""
     from luthier.promoting import promote as promote_model
