@@ -16,7 +16,7 @@ from evaluation_cases import (
 )
 from luthier.errors import ConfigError, DataError, InterruptedRunError
 from luthier.evaluation.engine import Asked, Sampling
-from luthier.evaluation.judging import ask_judge
+from luthier.evaluation.judging import JudgeSection, ask_judge
 from luthier.evaluation.pair_rules import (
     Drawn,
     MadePair,
@@ -28,7 +28,7 @@ from luthier.evaluation.pair_rules import (
 )
 from luthier.evaluation.rows import AskedRow
 from luthier.evaluation.systems import LocalSystem, Prompt, Reply, Sample
-from luthier.stages.pairs import STAGE, JudgeSection, PairsSection
+from luthier.stages.pairs import STAGE, PairsSection
 from luthier.stages.preferences import STAGE as PREFERENCES
 from luthier.store.artifact import Workspace
 from project import luthier, read_dpo_config, write_project
@@ -107,7 +107,9 @@ for line in sys.stdin:
 
 
 def test_the_judge_is_a_program() -> None:
-    found = ask_judge(judge(LENGTHS), [drawn("x", "bad", "good"), drawn("x", "abc")], 60)
+    found = ask_judge(
+        JudgeSection(command=judge(LENGTHS)), [drawn("x", "bad", "good"), drawn("x", "abc")], "a"
+    )
     assert [one.scores for one in found] == [[3.0, 4.0], [3.0]]
 
 
@@ -124,8 +126,9 @@ def test_the_judge_is_a_program() -> None:
     ],
 )
 def test_a_judge_that_fails_is_said(command: list[str], said: str) -> None:
+    section = JudgeSection(command=command, timeout_seconds=1)
     with pytest.raises(DataError, match=r"pairs\.judge\.command") as caught:
-        ask_judge(command, [drawn("x", "bad", "good")], 1)
+        ask_judge(section, [drawn("x", "bad", "good")], "pairs.judge")
     assert said in str(caught.value)
 
 

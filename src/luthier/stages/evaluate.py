@@ -1,6 +1,6 @@
 """Stage `evaluate`: the tuned model on the test rows, against the best prompted baseline."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from luthier.config import Field, Section, result_free
@@ -18,6 +18,7 @@ from luthier.evaluation.held_out_pairs import (
     summarise_pairs,
 )
 from luthier.evaluation.journal import Collected
+from luthier.evaluation.judging import JudgeSection
 from luthier.evaluation.production import NAME, ask_production
 from luthier.evaluation.prompts import label_tokens, trained_prompts
 from luthier.evaluation.retention import (
@@ -35,6 +36,7 @@ from luthier.evaluation.summary import describe, headline, summarize, write_summ
 from luthier.evaluation.systems import LocalSystem
 from luthier.evaluation.verdict import Candidate, Limits, judge
 from luthier.evaluation.versus import read_baseline
+from luthier.evaluation.win_rate import describe_win_rate, win_rate
 from luthier.gates import Gate
 from luthier.models.loading import load_tokenizer
 from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
@@ -59,6 +61,9 @@ class EvaluateSection(Section):
     )
     retention: RetentionSection | None = Field(
         None, description="what is left of what the base could do; null: not measured"
+    )
+    judge: JudgeSection | None = Field(
+        None, description="says which answer is better, the tuned model's or the best baseline's"
     )
     ship: ShipSection = Field(
         default_factory=ShipSection, description="the rules by which the tuned model is shipped"
@@ -117,13 +122,14 @@ def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> 
     schema = read_schema(inputs["dataset"].path)
     summary = summarize(plan.info, answers | of_production, inputs.seed, others, schema)
     summary |= {"reading": plan.reading, "max_new_tokens": plan.max_new_tokens}
-    baseline = inputs.get("baseline")
+    name = f"{_SYSTEM}/{plan.scoring[0]}"
+    compared, baseline = answers[name], inputs.get("baseline")
     baseline_answers = read_baseline(baseline.path) if baseline else None
     judged = judge(
         Candidate(
-            name=f"{_SYSTEM}/{plan.scoring[0]}",
-            answers=answers[f"{_SYSTEM}/{plan.scoring[0]}"],
-            measured=summary["systems"][f"{_SYSTEM}/{plan.scoring[0]}"],
+            name=name,
+            answers=compared,
+            measured=summary["systems"][name],
             labels=plan.info.labels,
             remembered=asked[_SYSTEM].remembered,
             production=(production.ref, of_production[f"{NAME}/{plan.scoring[0]}"])
@@ -142,9 +148,12 @@ def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> 
         summary |= more
         lines = [*of_dpo, *lines]
         gates += after_dpo
+    if section.judge is not None and baseline_answers is not None:
+        found = win_rate(section.judge, plan.rows, compared, baseline_answers.answers)
+        summary["win_rate"] = asdict(found)
+        lines.append(describe_win_rate(summary["win_rate"]))
     write_summary(workspace.path, summary, paired_test=judged.paired)
     old = baseline_answers.answers if baseline_answers else None
-    compared = answers[f"{_SYSTEM}/{plan.scoring[0]}"]
     write_errors(workspace.path, analyse_errors(compared, plan.rows, old))
     write_speeds(workspace.path, {name: one.speed for name, one in asked.items()})
     for line in [*describe(summary), *lines]:

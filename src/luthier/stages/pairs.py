@@ -11,7 +11,7 @@ from luthier.errors import ConfigError
 from luthier.evaluation.asking import longest_reply
 from luthier.evaluation.engine import Asked, Sampling
 from luthier.evaluation.journal import collect
-from luthier.evaluation.judging import ask_judge
+from luthier.evaluation.judging import JudgeSection, ask_judge
 from luthier.evaluation.pair_rules import (
     RULES,
     Drawn,
@@ -31,21 +31,6 @@ from luthier.store.artifact import Workspace
 from luthier.store.files import write_atomically
 
 PAIRS_NAME = "pairs.jsonl"
-
-
-class JudgeSection(Section):
-    """A program that scores answers."""
-
-    command: list[str] = Field(
-        ...,
-        min_length=1,
-        description="program and arguments; it reads a line of JSON a prompt (prompt, expected, "
-        "answers) and writes a line with a list of scores, higher is better",
-    )
-    min_margin: float = Field(
-        0.1, ge=0, description="answers whose scores are nearer than this are a tie"
-    )
-    timeout_seconds: float = Field(3600, gt=0, description="for all prompts together")
 
 
 class PairsSection(Section):
@@ -136,7 +121,7 @@ def _made(section: PairsSection, drawn: list[Drawn]) -> list[MadePair | Why]:
     assert section.judge is not None, "the check looked"
     several = [one for one in drawn if len(one.answers) > 1]
     judge = section.judge
-    scored = iter(ask_judge(judge.command, several, judge.timeout_seconds) if several else [])
+    scored = iter(ask_judge(judge, several, "pairs.judge") if several else [])
     return [
         judged(next(scored) if len(one.answers) > 1 else one, judge.min_margin) for one in drawn
     ]
