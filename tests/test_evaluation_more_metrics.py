@@ -15,7 +15,7 @@ from luthier.errors import DataError
 from luthier.evaluation.answers import Answer
 from luthier.evaluation.metrics import Answered, measure, nats_change, regex_share
 from luthier.evaluation.statistics import mean_share_interval, ratio_interval, wilson_interval
-from luthier.evaluation.summary import judge_target
+from luthier.evaluation.target import judge_target
 from luthier.evaluation.text_metrics import rouge_l_f1
 
 LABELS = ["net", "science", "web"]

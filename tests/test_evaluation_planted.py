@@ -193,7 +193,7 @@ def test_a_target_that_the_interval_straddles_cannot_be_told(evaluate: Evaluate)
 
 def test_a_target_of_another_tasks_metric_is_refused(evaluate: Evaluate) -> None:
     ship = ShipSection(target=Target(metric="exact_match", value=0.5))
-    with pytest.raises(ConfigError, match="this task has accuracy, macro_f1"):
+    with pytest.raises(ConfigError, match="this task has accuracy, micro_f1, macro_f1"):
         evaluate(EvaluateSection(ship=ship))
 
 
