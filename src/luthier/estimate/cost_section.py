@@ -85,7 +85,9 @@ class RetrievalSection(Section):
 class OwnSection(Section):
     """The tuned model on GPUs that are paid by the hour."""
 
-    gpu: Literal[(*GPUS, "cpu")] | None = Field(  # type: ignore[valid-type]
+    # In the order of advice.questions.HardwareName: typing takes two unions for one that differ in
+    # nothing but the order of a Literal, and gives whichever was made first.
+    gpu: Literal[("cpu", *GPUS)] | None = Field(  # type: ignore[valid-type]
         None,
         description="what the price is of; null: of the GPU that measurements were made on",
     )

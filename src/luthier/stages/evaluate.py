@@ -111,50 +111,40 @@ def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> 
         for name, slot in ((_BEFORE, "before"), (_SYSTEM, "adapter"))
         if inputs.get(slot) is not None
     }
-    answers = {name: one for found in asked.values() for name, one in found.answers.items()}
-    kept = [answer for found in asked.values() for answer in found.all_answers()]
     production = inputs.get("production")
-    of_production = ask_production(production, plan, workspace)[0] if production else {}
-    kept += [answer for found in of_production.values() for answer in found]
-    write_answers(workspace.path, kept)
-    before = asked[_BEFORE].answers if _BEFORE in asked else {}
-    others = {**before, **of_production}
-    schema = read_schema(inputs["dataset"].path)
-    summary = summarize(plan.info, answers | of_production, inputs.seed, others, schema)
-    summary |= {"reading": plan.reading, "max_new_tokens": plan.max_new_tokens}
-    name = f"{_SYSTEM}/{plan.scoring[0]}"
-    compared, baseline = answers[name], inputs.get("baseline")
-    baseline_answers = read_baseline(baseline.path) if baseline else None
-    judged = judge(
-        Candidate(
-            name=name,
-            answers=compared,
-            measured=summary["systems"][name],
-            labels=plan.info.labels,
-            remembered=asked[_SYSTEM].remembered,
-            production=(production.ref, of_production[f"{NAME}/{plan.scoring[0]}"])
-            if production
-            else None,
-        ),
-        baseline_answers,
-        Limits(section.ship, section.retention, section.alpha, inputs.seed),
+    others = ask_production(production, plan, workspace)[0] if production else {}
+    artifact = inputs.get("baseline")
+    baseline = read_baseline(artifact.path) if artifact else None
+    summary = _summarise(asked, others, plan, inputs)
+    compared = asked[_SYSTEM].answers[f"{_SYSTEM}/{plan.scoring[0]}"]
+    candidate = Candidate(
+        name=compared[0].system,
+        answers=compared,
+        measured=summary["systems"][compared[0].system],
+        labels=plan.info.labels,
+        remembered=asked[_SYSTEM].remembered,
+        production=(production.ref, others[f"{NAME}/{plan.scoring[0]}"]) if production else None,
     )
+    limits = Limits(section.ship, section.retention, section.alpha, inputs.seed)
+    judged = judge(candidate, baseline, limits)
     gates, lines = list(judged.gates), list(judged.lines)
     summary |= judged.summary
-    if before:
+    if _BEFORE in asked:
         more, of_dpo, after_dpo = _before_and_after(
             section, plan, asked, questions.pairs, inputs.seed
         )
         summary |= more
         lines = [*of_dpo, *lines]
         gates += after_dpo
-    if section.judge is not None and baseline_answers is not None:
-        found = win_rate(section.judge, plan.rows, compared, baseline_answers.answers)
+    if section.judge is not None and baseline is not None:
+        found = win_rate(section.judge, plan.rows, compared, baseline.answers)
         summary["win_rate"] = asdict(found)
         lines.append(describe_win_rate(summary["win_rate"]))
+    kept = [answer for found in asked.values() for answer in found.all_answers()]
+    write_answers(workspace.path, [*kept, *(one for found in others.values() for one in found)])
     write_summary(workspace.path, summary, paired_test=judged.paired)
-    old = baseline_answers.answers if baseline_answers else None
-    write_errors(workspace.path, analyse_errors(compared, plan.rows, old))
+    errors = analyse_errors(compared, plan.rows, baseline.answers if baseline else None)
+    write_errors(workspace.path, errors)
     write_speeds(workspace.path, {name: one.speed for name, one in asked.items()})
     for line in [*describe(summary), *lines]:
         workspace.reporter.say(line)
@@ -168,6 +158,20 @@ def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> 
         },
         timings_seconds={name: one.spent.seconds for name, one in asked.items()},
     )
+
+
+def _summarise(
+    asked: "dict[str, _Answered]",
+    others: dict[str, list[Answer]],
+    plan: Plan,
+    inputs: StageInputs,
+) -> dict[str, Any]:
+    """The metrics of every system; what was there before is only compared with."""
+    answers = {name: one for found in asked.values() for name, one in found.answers.items()}
+    before = asked[_BEFORE].answers if _BEFORE in asked else {}
+    schema = read_schema(inputs["dataset"].path)
+    summary = summarize(plan.info, answers | others, inputs.seed, {**before, **others}, schema)
+    return summary | {"reading": plan.reading, "max_new_tokens": plan.max_new_tokens}
 
 
 @dataclass(frozen=True)
