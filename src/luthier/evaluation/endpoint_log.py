@@ -4,10 +4,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from luthier.evaluation.endpoint_section import Endpoint
 from luthier.evaluation.engine import StopReason
+from luthier.evaluation.speed import nearest_rank
 from luthier.store.journal import Journal
 from luthier.store.keys import MEASURED_FOLDER
 
@@ -136,8 +137,8 @@ def summarize(
         output_tokens=tokens_out,
         cost_usd=_cost(endpoint, tokens_in, tokens_out),
         seconds=sum(attempt.seconds for attempt in attempts),
-        p50_request_seconds=_percentile(times, 50),
-        p95_request_seconds=_percentile(times, 95),
+        p50_request_seconds=nearest_rank(times, 50) if times else None,
+        p95_request_seconds=nearest_rank(times, 95) if times else None,
     )
 
 
@@ -156,8 +157,3 @@ def _cost(endpoint: Endpoint, tokens_in: int | None, tokens_out: int | None) -> 
     if not priced or any(tokens is None for tokens, _ in priced):
         return None
     return sum((tokens or 0) * price for tokens, price in priced) / _MILLION
-
-
-def _percentile(ordered: Sequence[float], percent: Literal[50, 95]) -> float | None:
-    """By nearest rank: the least value that `percent` of all do not exceed."""
-    return ordered[-(-len(ordered) * percent // 100) - 1] if ordered else None

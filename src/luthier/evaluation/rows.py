@@ -56,6 +56,12 @@ def load_rows(
     return [_row(record) for record in records]
 
 
+def evenly(rows: int, count: int) -> list[int]:
+    """`count` row numbers at even distances, all of them where there are fewer."""
+    count = min(rows, count)
+    return [index * rows // count for index in range(count)]
+
+
 def _row(record: Mapping[str, Any]) -> AskedRow:
     ids, prompt_length = record["input_ids"], record["prompt_length"]
     return AskedRow(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.evaluation.journal import Collected
+from luthier.evaluation.rows import evenly
 from luthier.evaluation.systems import Prompt, Reply, System
 from luthier.store.files import write_atomically
 from luthier.store.keys import MEASURED_FOLDER
@@ -84,8 +85,7 @@ def measure_speed(
 
 def spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     """`count` prompts at even distances, all of them where there are fewer."""
-    count = min(count, len(prompts))
-    return [prompts[place * len(prompts) // count] for place in range(count)]
+    return [prompts[place] for place in evenly(len(prompts), count)]
 
 
 def write_speeds(folder: Path, speeds: Mapping[str, Speed | None]) -> None:
@@ -126,4 +126,9 @@ def _tokens(tokenizer: "PreTrainedTokenizerBase", replies: Sequence[Reply]) -> i
 
 def _percentiles(seconds: Sequence[float]) -> Percentiles:
     ordered = sorted(seconds)
-    return Percentiles(*(ordered[-(-len(ordered) * share // 100) - 1] for share in (50, 95)))
+    return Percentiles(nearest_rank(ordered, 50), nearest_rank(ordered, 95))
+
+
+def nearest_rank(ordered: Sequence[float], percent: int) -> float:
+    """The least of some ordered values that `percent` of them do not exceed."""
+    return ordered[-(-len(ordered) * percent // 100) - 1]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.data.dataset import load_split, split_files
 from luthier.data.rows import Split
 from luthier.errors import ServingError
+from luthier.evaluation.rows import evenly
 from luthier.models.loading import load_model
 from luthier.serving.llama_server import Completion, LlamaServer
 from luthier.store.artifact import Workspace
@@ -72,8 +73,8 @@ def read_probes(dataset_folder: Path, count: int, text_count: int) -> ProbeSet:
     columns = ["messages", "input_ids", "prompt_length"]
     probes = load_split(dataset_folder, splits[0], columns)
     texts = load_split(dataset_folder, splits[-1], ["messages"])
-    rows = probes.select(_spread(len(probes), count)).to_list()
-    text_rows = texts.select(_spread(len(texts), text_count)).to_list()
+    rows = probes.select(evenly(len(probes), count)).to_list()
+    text_rows = texts.select(evenly(len(texts), text_count)).to_list()
     return ProbeSet(
         probes=tuple(_probe(row) for row in rows),
         texts=tuple(
@@ -102,12 +103,6 @@ def _longest_reply(dataset_folder: Path, splits: Sequence[Split]) -> int:
             replies = pc.subtract(pc.list_value_length(batch["input_ids"]), batch["prompt_length"])
             longest = max(longest, pc.max(replies).as_py() or 0)
     return longest
-
-
-def _spread(rows: int, count: int) -> list[int]:
-    """`count` row numbers at even distances, all of them where there are fewer."""
-    count = min(rows, count)
-    return [index * rows // count for index in range(count)]
 
 
 def _probe(row: dict[str, Any]) -> Probe:
