@@ -91,6 +91,7 @@ def test_a_judge_decides_by_its_scores() -> None:
     two = replace(drawn("x", "bad", "good"), scores=(0.1, 0.8))
     assert judged(two, 0.1) == MadePair("good", "bad", {"scores": [0.8, 0.1]})
     assert judged(two, 0.9) == "near tie"
+    assert judged(replace(two, scores=None), 0.1) == "not scored"
 
 
 def judge(code: str) -> list[str]:
@@ -106,9 +107,12 @@ for line in sys.stdin:
 """
 
 
-def test_the_judge_is_a_program() -> None:
+def test_the_judge_is_a_program(tmp_path: Path) -> None:
     found = ask_judge(
-        JudgeSection(command=judge(LENGTHS)), [drawn("x", "bad", "good"), drawn("x", "abc")], "a"
+        JudgeSection(command=judge(LENGTHS)),
+        [drawn("x", "bad", "good"), drawn("x", "abc")],
+        "a",
+        Workspace(tmp_path),
     )
     assert [one.scores for one in found] == [[3.0, 4.0], [3.0]]
 
@@ -125,10 +129,10 @@ def test_the_judge_is_a_program() -> None:
         (judge("print('well')"), "not a list of 2 numbers: well"),
     ],
 )
-def test_a_judge_that_fails_is_said(command: list[str], said: str) -> None:
+def test_a_judge_that_fails_is_said(command: list[str], said: str, tmp_path: Path) -> None:
     section = JudgeSection(command=command, timeout_seconds=1)
     with pytest.raises(DataError, match=r"pairs\.judge\.command") as caught:
-        ask_judge(section, [drawn("x", "bad", "good")], "pairs.judge")
+        ask_judge(section, [drawn("x", "bad", "good")], "pairs.judge", Workspace(tmp_path))
     assert said in str(caught.value)
 
 

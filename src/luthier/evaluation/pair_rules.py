@@ -23,6 +23,7 @@ Why = Literal[
     "fewer than two right answers",
     "fewer than two answers",
     "near tie",
+    "not scored",
 ]
 # Of "shorter": the shorter answer is at most this share of the longer one.
 MAX_LENGTH_RATIO = 0.8
@@ -108,7 +109,8 @@ def judged(drawn: Drawn, min_margin: float) -> MadePair | Why:
     """The answer with the highest score against the one with the lowest."""
     if len(drawn.answers) < 2:
         return "fewer than two answers"
-    assert drawn.scores is not None, "the judge was asked"
+    if drawn.scores is None:
+        return "not scored"
     ranked = sorted(zip(drawn.scores, drawn.answers, strict=True))
     (low, rejected), (high, chosen) = ranked[0], ranked[-1]
     if high - low < min_margin or _alike(chosen, rejected):

@@ -137,7 +137,7 @@ def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> 
         lines = [*of_dpo, *lines]
         gates += after_dpo
     if section.judge is not None and baseline is not None:
-        found = win_rate(section.judge, plan.rows, compared, baseline.answers)
+        found = win_rate(section.judge, plan.rows, compared, baseline.answers, workspace)
         summary["win_rate"] = asdict(found)
         lines.append(describe_win_rate(summary["win_rate"]))
     kept = [answer for found in asked.values() for answer in found.all_answers()]

@@ -74,7 +74,7 @@ def run(section: PairsSection, inputs: StageInputs, workspace: Workspace) -> Sta
         drawn_from(row, reply, info.labels)
         for row, reply in zip(rows, collected.replies, strict=True)
     ]
-    made = _made(section, drawn)
+    made = _made(section, drawn, workspace)
     provenance = {
         "rule": section.rule,
         "adapter_digest": adapter.digest,
@@ -115,13 +115,13 @@ def run(section: PairsSection, inputs: StageInputs, workspace: Workspace) -> Sta
     )
 
 
-def _made(section: PairsSection, drawn: list[Drawn]) -> list[MadePair | Why]:
+def _made(section: PairsSection, drawn: list[Drawn], workspace: Workspace) -> list[MadePair | Why]:
     if section.rule != "judge":
         return [RULES[section.rule](one) for one in drawn]
     assert section.judge is not None, "the check looked"
     several = [one for one in drawn if len(one.answers) > 1]
     judge = section.judge
-    scored = iter(ask_judge(judge, several, "pairs.judge") if several else [])
+    scored = iter(ask_judge(judge, several, "pairs.judge", workspace))
     return [
         judged(next(scored) if len(one.answers) > 1 else one, judge.min_margin) for one in drawn
     ]
