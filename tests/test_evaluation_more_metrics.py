@@ -13,7 +13,7 @@ from sklearn.metrics import brier_score_loss, f1_score
 
 from luthier.errors import DataError
 from luthier.evaluation.answers import Answer
-from luthier.evaluation.metrics import Answered, measure, nats_change, regex_share
+from luthier.evaluation.metrics import Answered, measure, nats_change
 from luthier.evaluation.statistics import mean_share_interval, ratio_interval, wilson_interval
 from luthier.evaluation.target import judge_target
 from luthier.evaluation.text_metrics import rouge_l_f1
@@ -199,12 +199,6 @@ def test_a_change_of_nats_is_paired() -> None:
     assert found["difference"] == pytest.approx(-2 / 19)
     assert found["interval"][1] < 0  # though the rows themselves differ far more
     assert nats_change(before, Answered([answer("a", "a")], [], 7)) is None
-
-
-def test_share_of_a_pattern() -> None:
-    found = regex_share(["call 112", "no", "911"], r"\d{3}")
-    assert found["share"] == pytest.approx(2 / 3)
-    assert found["interval"] == list(wilson_interval(2, 3))
 
 
 def test_a_target_is_a_score_from_0_to_1() -> None:

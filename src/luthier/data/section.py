@@ -3,11 +3,12 @@
 import difflib
 from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
 from luthier.config import Field, Section, result_free
 from luthier.data.contamination import ContaminationFile
 from luthier.data.filters import FilterSection
+from luthier.data.final_answer import checked_pattern
 from luthier.data.formats import (
     ROW_FORMATS,
     ClassificationOptions,
@@ -93,6 +94,12 @@ class PrepareSection(Section):
     )
     labels: Annotated[list[Text], Field(min_length=2)] | None = Field(
         None, description="the labels there are; without it, those of the train rows"
+    )
+    answer_regex: Annotated[Text, AfterValidator(checked_pattern)] | None = Field(
+        None,
+        description="chat and completion: what counts of a reply, as '#### (-?[0-9.,]+)': the "
+        "first group of the last match. An answer is right where it has the same; rows without "
+        "are quarantined",
     )
     classification: ClassificationOptions = Field(default_factory=ClassificationOptions)
     extraction: ExtractionOptions = Field(default_factory=ExtractionOptions)
@@ -189,6 +196,10 @@ class PrepareSection(Section):
         if self.system_prompt is not None and self.task in ("completion", "text"):
             raise ValueError(
                 f"system_prompt is of no use to task: {self.task}, which is plain text"
+            )
+        if self.answer_regex is not None and self.task not in ("chat", "completion"):
+            raise ValueError(
+                f"answer_regex is of no use to task: {self.task}, only to chat and completion"
             )
         if self.replay is not None and self.task in ("completion", "text", "preference"):
             raise ValueError(f"replay rows are conversations and do not fit task: {self.task}")

@@ -118,6 +118,7 @@ class DatasetInfo(Record):
     task: Task
     labels: list[str]
     system_prompt: str | None
+    answer_regex: str | None = None
     splits: dict[Split, int]
     stop_token_ids: list[int]
     max_length_tokens: int

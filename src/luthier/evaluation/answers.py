@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from luthier.data.final_answer import final_answer, same_answer
 from luthier.errors import DataError
 from luthier.evaluation.engine import StopReason
 from luthier.evaluation.labels import read_exact, read_lenient
@@ -29,9 +30,10 @@ _DECIMALS = 6  # of a log-probability
 class Answer:
     """One row of answers.parquet.
 
-    `predicted` is the label read out of the answer, None for none; for tasks without labels the
-    answer itself. `label_log_probability` has a value for each label of the dataset, null where
-    the label was ruled out early because it cannot be the likeliest. Log-probabilities in nats.
+    `predicted` is the label read out of the answer, or what `answer_regex` finds in it, None for
+    none; for other tasks the answer itself. `label_log_probability` has a value for each label of
+    the dataset, null where the label was ruled out early because it cannot be the likeliest.
+    Log-probabilities in nats.
     """
 
     system: str
@@ -52,15 +54,23 @@ def generated(
     replies: Sequence[Reply],
     labels: Sequence[str],
     reading: Reading,
+    *,
+    answer_regex: str | None = None,
 ) -> list[Answer]:
-    """Free answers, read as labels where the task has labels."""
+    """Free answers, read as labels where the task has labels; with `answer_regex` as what it finds
+    in them, which is right where it finds the same in the expected reply."""
     read = _READERS[reading]
     answers = []
     for row, reply in zip(rows, replies, strict=True):
-        predicted = read(reply.text, labels) if labels else reply.text
-        correct = (
-            predicted == row.expected if labels else reply.text.strip() == row.expected.strip()
-        )
+        if answer_regex is not None:
+            predicted = final_answer(answer_regex, reply.text)
+            correct = same_answer(answer_regex, reply.text, row.expected)
+        elif labels:
+            predicted = read(reply.text, labels)
+            correct = predicted == row.expected
+        else:
+            predicted = reply.text
+            correct = reply.text.strip() == row.expected.strip()
         answers.append(
             Answer(
                 system=system,

@@ -75,7 +75,14 @@ def ask(
     for way in plan.scoring:
         name = f"{system.name}/{way}"
         if way == "generation":
-            answers[name] = generated(name, plan.rows, collected.replies, labels, plan.reading)
+            answers[name] = generated(
+                name,
+                plan.rows,
+                collected.replies,
+                labels,
+                plan.reading,
+                answer_regex=plan.info.answer_regex,
+            )
         else:
             answers[name] = likeliest(name, plan.rows, collected.replies, labels)
     return answers, collected

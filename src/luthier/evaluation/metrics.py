@@ -7,7 +7,7 @@ from luthier.evaluation import calibration  # noqa: F401, registers its metrics
 from luthier.evaluation.classification_metrics import OTHER, macro_f1_change
 from luthier.evaluation.extraction_metrics import json_object, key_hits
 from luthier.evaluation.registry import METRICS, Answered, Metric, metric
-from luthier.evaluation.text_metrics import nats_change, regex_share
+from luthier.evaluation.text_metrics import nats_change
 
 __all__ = [
     "METRICS",
@@ -21,7 +21,6 @@ __all__ = [
     "measure",
     "metric",
     "nats_change",
-    "regex_share",
 ]
 
 PRIMARY: dict[Task, str] = {

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from luthier.data.final_answer import same_answer
 from luthier.evaluation.labels import read_exact, read_lenient
 from luthier.evaluation.metrics import json_object
 from luthier.evaluation.rows import AskedRow
@@ -34,7 +35,7 @@ class Drawn:
     """One prompt with its expected reply and the different answers to it, the most frequent first.
 
     `counts` are how often each was drawn; answers that were cut off are left out. `scores` are a
-    judge's, one an answer.
+    judge's, one an answer; `answer_regex` is the dataset's.
     """
 
     row: AskedRow
@@ -42,12 +43,15 @@ class Drawn:
     answers: Sequence[str]
     counts: Sequence[int]
     scores: Sequence[float] | None = None
+    answer_regex: str | None = None
 
     def is_right(self, answer: str, *, leniently: bool = False) -> bool:
         """Whether an answer says what is expected: the label, the same JSON, or the same text."""
         if self.labels:
             read = read_lenient if leniently else read_exact
             return read(answer, self.labels) == self.row.expected
+        if self.answer_regex is not None:
+            return same_answer(self.answer_regex, answer, self.row.expected)
         expected = json_object(self.row.expected)
         if expected is not None:
             return json_object(answer) == expected
@@ -63,13 +67,21 @@ class MadePair:
     facts: Mapping[str, Any]
 
 
-def drawn_from(row: AskedRow, reply: Reply, labels: Sequence[str]) -> Drawn:
+def drawn_from(
+    row: AskedRow, reply: Reply, labels: Sequence[str], answer_regex: str | None = None
+) -> Drawn:
     """The answers of a reply, the greedy one among them, that ended by themselves."""
     said = [(reply.text, reply.stop_reason)]
     said += [(sample.text, sample.stop_reason) for sample in reply.samples]
     counts = Counter(text.strip() for text, reason in said if reason == "stop" and text.strip())
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return Drawn(row, labels, [text for text, _ in ordered], [number for _, number in ordered])
+    return Drawn(
+        row,
+        labels,
+        [text for text, _ in ordered],
+        [number for _, number in ordered],
+        answer_regex=answer_regex,
+    )
 
 
 def gold(drawn: Drawn) -> MadePair | Why:

@@ -11,7 +11,6 @@ from luthier.evaluation.statistics import (
     mean_share_interval,
     percentile_interval,
     ratio_interval,
-    wilson_interval,
 )
 
 _PROSE = FREE[1:]  # all but extraction, whose replies are no prose
@@ -22,7 +21,8 @@ _LARGEST_EXPONENT = 700  # of a number that a float can be
 
 @metric(*FREE, interval=share_interval)
 def exact_match(answered: Answered) -> float:
-    """Share of answers equal to the reply, blanks at the ends aside. Interval: Wilson."""
+    """Share of answers equal to the reply, blanks at the ends aside; with `prepare.answer_regex`
+    of those in which it finds the same as in the reply. Interval: Wilson."""
     return answered.correct / len(answered.answers)
 
 
@@ -181,14 +181,3 @@ def bleu(answered: Answered) -> float:
     Interval: percentile bootstrap over rows (Koehn 2004), seeded; too narrow with few rows.
     """
     return _bleu([sum(column) for column in zip(*_bleu_counts(answered), strict=True)])
-
-
-def regex_share(texts: Sequence[str], pattern: str) -> dict[str, Any]:
-    """Share of texts in which a regular expression is found, and its 95 % interval (Wilson)."""
-    found = sum(re.search(pattern, text) is not None for text in texts)
-    return {
-        "pattern": pattern,
-        "share": found / len(texts),
-        "interval": list(wilson_interval(found, len(texts))),
-        "rows": len(texts),
-    }

@@ -3,6 +3,7 @@ start."""
 
 import gc
 import importlib.metadata
+import logging
 import os
 import warnings
 from contextlib import contextmanager
@@ -27,10 +28,12 @@ def quiet_libraries() -> None:
     warnings.filterwarnings(
         "ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning
     )
-    from transformers.utils import logging
+    # bitsandbytes 0.50 says on some CPUs that it finds no quicker kernels on the hub.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    from transformers.utils import logging as chatter
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
 
 
 @contextmanager

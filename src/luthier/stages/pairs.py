@@ -71,7 +71,7 @@ def run(section: PairsSection, inputs: StageInputs, workspace: Workspace) -> Sta
     )
     collected = collect(system, [Prompt(row.id, row.prompt_ids) for row in rows], workspace)
     drawn = [
-        drawn_from(row, reply, info.labels)
+        drawn_from(row, reply, info.labels, info.answer_regex)
         for row, reply in zip(rows, collected.replies, strict=True)
     ]
     made = _made(section, drawn, workspace)

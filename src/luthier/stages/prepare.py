@@ -133,7 +133,9 @@ def _recipe(
     spool.folder.mkdir(exist_ok=True)
     return Recipe(
         section=_with_label_list(section),
-        options=options_of(section.classification, section.extraction, section.grounded),
+        options=options_of(
+            section.classification, section.extraction, section.grounded, section.answer_regex
+        ),
         tongue=tongue_of(tokenizer, stops),
         files=(*plan_files(section), *replay_files(section, inputs["base"], workspace)),
         spool=spool,
@@ -194,6 +196,7 @@ def _info(
         task=section.task,
         labels=labels,
         system_prompt=section.system_prompt,
+        answer_regex=section.answer_regex,
         splits={split: of.rows for split, of in counts.splits.items()},
         stop_token_ids=list(recipe.tongue.stop_token_ids),
         max_length_tokens=section.max_length_tokens,
@@ -252,7 +255,7 @@ STAGE = Stage(
     order=20,
     summary="read, clean, split and tokenise the data",
     makes="dataset",
-    version=3,
+    version=4,
     section=PrepareSection,
     run=run,
     slots=(Slot("base", "base", ("base",)),),

@@ -73,12 +73,14 @@ class FormatOptions:
     classification: ClassificationOptions = field(default_factory=ClassificationOptions)
     grounded: GroundedOptions = field(default_factory=GroundedOptions)
     schema: str | None = None
+    answer_regex: str | None = None
 
 
 def options_of(
     classification: ClassificationOptions,
     extraction: ExtractionOptions,
     grounded: GroundedOptions,
+    answer_regex: str | None = None,
 ) -> FormatOptions:
     """The options of a config, with the schema file read and checked.
 
@@ -88,7 +90,7 @@ def options_of(
     from luthier.data.formats.json_target import read_schema
 
     schema = None if extraction.json_schema is None else read_schema(extraction.json_schema)
-    return FormatOptions(classification, grounded, schema)
+    return FormatOptions(classification, grounded, schema, answer_regex)
 
 
 def label_list(labels: Sequence[str], descriptions: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from luthier.data.final_answer import final_answer
 from luthier.data.formats.options import FormatOptions
 from luthier.data.rows import Parsed, RawRow, RowError, Task
 
@@ -72,9 +73,14 @@ def parse(
         if name in found:
             values[column] = found[name]
     try:
-        return row_format.parse(values, options)
+        parsed = row_format.parse(values, options)
     except RecursionError as error:
         raise RowError("nested-too-deep", "lists and objects inside each other") from error
+    if options.answer_regex is not None:
+        reply = str(parsed.messages[-1].get("content") or "")
+        if final_answer(options.answer_regex, reply) is None:
+            raise RowError("answer-not-found", "answer_regex finds nothing in the reply")
+    return parsed
 
 
 def missing_column(name: str, found: Mapping[str, object]) -> str:
