@@ -82,6 +82,10 @@ def test_a_row_without_an_answer_is_quarantined() -> None:
     ],
 )
 def test_mistakes_in_the_config(task: str, pattern: str, said: str) -> None:
-    fields = {"task": task, "sources": [{"path": "x.jsonl", "split": "train"}], "answer_regex": pattern}
+    fields = {
+        "task": task,
+        "sources": [{"path": "x.jsonl", "split": "train"}],
+        "answer_regex": pattern,
+    }
     with pytest.raises(ValueError, match=said):
         PrepareSection.model_validate_json(json.dumps(fields))
