@@ -218,9 +218,7 @@ def evaluate_tuned(
     summary = summarize(info, {name: answers}, seed=7)
     paired, gates = None, list[Gate]()
     for old_name, old in baselines.items():
-        paired = compare(
-            [a.correct for a in answers], [a.correct for a in old], alpha=0.05, seed=7
-        )
+        paired = compare([a.correct for a in answers], [a.correct for a in old], alpha=0.05)
         summary["compared"] = {"new": name, "old": old_name}
         gates = [check("beats-baseline", paired.verdict, "==", "better", f"{name} & {old_name}")]
 

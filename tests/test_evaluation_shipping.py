@@ -163,7 +163,7 @@ SPEED = Speed(8, Percentiles(0.1, 0.2), Percentiles(0.3, 0.9), 10.0, None, None,
 
 def accepted(found: list[Answer], **limits: Any) -> list[Rule]:
     served = [Served("q8_0/generation", found, SPEED)]
-    options = {"max_drop": 0.02, "max_p95_seconds": None, "alpha": 0.05, "seed": 7} | limits
+    options = {"max_drop": 0.02, "max_p95_seconds": None, "alpha": 0.05} | limits
     return accept_served(served, answers(EXPECTED, EXPECTED), **options).rules
 
 

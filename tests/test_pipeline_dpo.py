@@ -178,7 +178,7 @@ def summary_of(texts: dict[str, list[str]], tokens: dict[str, int]) -> dict[str,
         name: behaviour(pairs, answers[name], answers[name][10:], [tokens[name]] * 30)
         for name in texts
     }
-    return summarise_pairs(pairs, found, answers, seed=7)
+    return summarise_pairs(pairs, found, answers)
 
 
 def test_refusals_are_counted_where_they_are_wanted_and_where_not() -> None:

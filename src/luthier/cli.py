@@ -10,6 +10,7 @@ import typer
 
 from luthier import __version__
 from luthier.commands.advise import advise
+from luthier.commands.compare import compare
 from luthier.commands.cost import cost
 from luthier.commands.options import (
     Config,
@@ -64,7 +65,7 @@ def run(  # noqa: PLR0913, the options of a command
         pipeline.reporter.say(f"report so far: {page}")
         raise
     made = {step.stage: step.artifact for step in done}
-    summary = summarise(pipeline.config, made)
+    summary = summarise(pipeline.config, made, pipeline.store)
     page = write_report(pipeline.config, made, pipeline.store)
     if as_json:
         stages = [done_json(step) for step in done]
@@ -214,7 +215,7 @@ def schema() -> None:
     _print_json(json_schema(all_sections()))
 
 
-for _command in (tag, promote, advise, cost):
+for _command in (compare, tag, promote, advise, cost):
     app.command()(_command)
 
 

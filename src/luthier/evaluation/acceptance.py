@@ -39,7 +39,6 @@ def accept_served(
     max_drop: float,
     max_p95_seconds: float | None,
     alpha: float,
-    seed: int,
 ) -> Accepted:
     """Whether each answers as well as the tuned model did (no more than `max_drop` below, by the
     paired interval), and fast enough.
@@ -50,7 +49,7 @@ def accept_served(
     tests: dict[str, Any] = {}
     rules, gates, lines = list[Rule](), list[Gate](), list[str]()
     for one in served:
-        test = compare_rows(one.answers, tuned, old_name="The tuned model", alpha=alpha, seed=seed)
+        test = compare_rows(one.answers, tuned, old_name="The tuned model", alpha=alpha)
         tests[one.name] = asdict(test)
         rule = against("as-tuned", "the tuned model", test, max_drop)
         rule = replace(rule, said=f"{one.name} {rule.said}")

@@ -49,7 +49,7 @@ def compare_task(
     their keys."""
 
     def paired(new: Sequence[bool], old: Sequence[bool]) -> PairedTest:
-        return compare(new, old, alpha=alpha, seed=seed)
+        return compare(new, old, alpha=alpha)
 
     whole = paired([one.correct for one in after], [one.correct for one in before])
     old, new = key_hits(before), key_hits(after)

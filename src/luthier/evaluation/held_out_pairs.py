@@ -127,7 +127,6 @@ def summarise_pairs(
     pairs: Sequence[HeldOutPair],
     found: Mapping[str, Behaviour],
     answers: Mapping[str, Sequence[Answer]],
-    seed: int,
 ) -> dict[str, Any]:
     """The part `pairs` of evaluation.json; `found` and `answers` of the system before and the one
     after, in this order."""
@@ -140,7 +139,7 @@ def summarise_pairs(
     change = None
     if wanted:
         old, new = zip(*wanted, strict=True)
-        change = asdict(compare(new, old, alpha=ALPHA, seed=seed))
+        change = asdict(compare(new, old, alpha=ALPHA))
     return {
         "rows": len(pairs),
         "mean_chosen_tokens": sum(len(pair.row.reference) for pair in pairs) / len(pairs),

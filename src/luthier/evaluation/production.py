@@ -45,10 +45,9 @@ def compare_production(
     *,
     max_drop: float,
     alpha: float,
-    seed: int,
 ) -> tuple[dict[str, Any], Rule]:
     """The part `production` of evaluation.json, and the rule."""
-    test = compare_rows(new, old, old_name="The production model", alpha=alpha, seed=seed)
+    test = compare_rows(new, old, old_name="The production model", alpha=alpha)
     pairs = list(zip(new, old, strict=True))
     found = {
         "ref": ref,

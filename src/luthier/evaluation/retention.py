@@ -160,9 +160,7 @@ def _known(log_p: float | None) -> float:
     return math.nan if log_p is None else log_p
 
 
-def compare_retention(
-    before: Remembered, after: Remembered, *, alpha: float, seed: int
-) -> dict[str, Any]:
+def compare_retention(before: Remembered, after: Remembered, *, alpha: float) -> dict[str, Any]:
     """The part `retention` of evaluation.json.
 
     The increase is nats a token over all texts; its 95 % interval is over texts.
@@ -182,7 +180,7 @@ def compare_retention(
         "questions": None,
     }
     if before.right:
-        found["questions"] = asdict(compare(after.right, before.right, alpha=alpha, seed=seed))
+        found["questions"] = asdict(compare(after.right, before.right, alpha=alpha))
     return found
 
 

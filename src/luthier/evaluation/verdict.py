@@ -70,13 +70,12 @@ def judge(candidate: Candidate, baseline: Baseline | None, limits: Limits) -> Ju
             baseline.answers,
             old_name="The baseline",
             alpha=limits.alpha,
-            seed=limits.seed,
         )
         found["compared"] = {"new": candidate.name, "old": baseline.name}
         gates.append(beats_baseline(paired, candidate.name, baseline.name))
     if candidate.remembered is not None and limits.retention is not None:
         before, after = candidate.remembered
-        kept = compare_retention(before, after, alpha=limits.alpha, seed=limits.seed)
+        kept = compare_retention(before, after, alpha=limits.alpha)
         of_retention = retention_gates(kept, limits.retention)
         lines = describe_retention(kept)
         found["retention"] = kept
@@ -102,7 +101,6 @@ def judge(candidate: Candidate, baseline: Baseline | None, limits: Limits) -> Ju
             ref,
             max_drop=limits.ship.max_production_drop,
             alpha=limits.alpha,
-            seed=limits.seed,
         )
         rules.append(rule)
         lines.append(describe_production(found["production"]))

@@ -39,7 +39,7 @@ def _target(summary: dict[str, Any]) -> Target | None:
 
 
 def compare_rows(
-    new: Sequence[Answer], old: Sequence[Answer], *, old_name: str, alpha: float, seed: int
+    new: Sequence[Answer], old: Sequence[Answer], *, old_name: str, alpha: float
 ) -> PairedTest:
     """The paired test.
 
@@ -56,7 +56,6 @@ def compare_rows(
         [answer.correct for answer in new],
         [answer.correct for answer in old],
         alpha=alpha,
-        seed=seed,
     )
 
 

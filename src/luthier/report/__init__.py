@@ -1,6 +1,7 @@
 """What people see of runs and artifacts: terminal views and the HTML page."""
 
 from luthier.report.closing import closing_table, done_json, stage_closing
+from luthier.report.comparison import compare_versions, comparison_table
 from luthier.report.inspection import RowChoice, inspect_dataset, print_rows
 from luthier.report.lineage import lineage_json, lineage_tree
 from luthier.report.listing import (
@@ -19,6 +20,8 @@ __all__ = [
     "artifact_rows",
     "artifact_table",
     "closing_table",
+    "compare_versions",
+    "comparison_table",
     "done_json",
     "inspect_dataset",
     "lineage_json",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.report import spelling
+from luthier.report.comparison import spell_seeds
 from luthier.report.dataset_rows import DATASET_KINDS
 from luthier.report.dataset_terminal import dataset_closing
 from luthier.report.terminal import columns, copyable, facts, indented, printing, styled
@@ -122,6 +123,8 @@ def run_facts(summary: "Summary") -> "Iterator[tuple[str, str]]":
     """Target, training, sizes and times: a label and a text, of those that there are."""
     if summary.target is not None:
         yield "target", spell_target(summary.target)
+    if summary.seeds is not None:
+        yield "seeds", f"{summary.metric} {spell_seeds(summary.seeds)}"
     if summary.training:
         yield "training", spell_training(summary.training)
     if summary.sizes_bytes:

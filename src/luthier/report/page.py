@@ -40,7 +40,7 @@ def write_report(config: RunConfig, artifacts: Mapping[str, Artifact], store: St
         StoreError: the store cannot be written.
         DataError: an artifact's content cannot be read.
     """
-    summary, scores = summarise(config, artifacts), read_scores(artifacts)
+    summary, scores = summarise(config, artifacts, store), read_scores(artifacts)
     plots = _plots(scores, artifacts)
     datasets = [
         dataset_view(artifact, stage, store)

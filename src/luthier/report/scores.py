@@ -137,7 +137,7 @@ def read_scores(artifacts: Mapping[str, Artifact]) -> Scores:
     if "export" in artifacts and "accept" not in artifacts:
         systems += _served(artifacts["export"])
     baseline, evaluation = found.get("baseline", {}), found.get("evaluate", {})
-    tuned = _compared_system(evaluation)
+    tuned = compared_system(evaluation)
     titles = {score.system: score.title for score in systems}
     measured = evaluation["systems"][tuned]["metrics"] if tuned else {}
     title = titles[tuned] if tuned else ""
@@ -162,7 +162,7 @@ def _is_judged(found: Mapping[str, Any], stage: str) -> bool:
     return bool(found.get(stage, {}).get("ship", {}).get("rules"))
 
 
-def _compared_system(evaluation: Mapping[str, Any]) -> str | None:
+def compared_system(evaluation: Mapping[str, Any]) -> str | None:
     """The tuned system that stands for the run: the one compared, else the best."""
     if not evaluation:
         return None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config import RunConfig
 from luthier.gates import Gate, failures, judged
+from luthier.report.comparison import seeds_beside
 from luthier.report.dataset_rows import DATASET_KINDS
 from luthier.report.effects import Effect, read_effects
 from luthier.report.scores import Comparison, SystemScore, Target, read_scores
@@ -15,7 +16,9 @@ from luthier.report.verdict import Verdict, judge
 from luthier.store import Artifact
 
 if TYPE_CHECKING:
+    from luthier.evaluation.several import SeedGroup
     from luthier.evaluation.shipping import ShipVerdict
+    from luthier.store import Store
 
 _ADAPTER_STAGES = ("dpo", "sft")  # the newest adapter first
 
@@ -54,6 +57,7 @@ class Summary:
     bundle: Path | None
     serving: Sequence[Command]
     ship: "ShipVerdict | None" = None
+    seeds: "SeedGroup | None" = None
 
     def as_json(self) -> dict[str, Any]:
         """JSON values, for `--json`."""
@@ -66,8 +70,13 @@ class Summary:
         }
 
 
-def summarise(config: RunConfig, artifacts: Mapping[str, Artifact]) -> Summary:
-    """Read what the stages of one run measured; `artifacts` are by stage, in pipeline order."""
+def summarise(
+    config: RunConfig, artifacts: Mapping[str, Artifact], store: "Store | None" = None
+) -> Summary:
+    """Read what the stages of one run measured; `artifacts` are by stage, in pipeline order.
+
+    With the `store` also what the same config came to with other seeds.
+    """
     gates = [
         StageGates(stage, judged(artifact.manifest.gates, config.gates))
         for stage, artifact in artifacts.items()
@@ -91,6 +100,9 @@ def summarise(config: RunConfig, artifacts: Mapping[str, Artifact]) -> Summary:
         bundle=bundle.path if bundle else None,
         serving=_serving(bundle) if bundle else [],
         ship=scores.ship,
+        seeds=seeds_beside(store, artifacts["evaluate"])
+        if store and "evaluate" in artifacts
+        else None,
     )
 
 

@@ -93,7 +93,6 @@ def run(section: AcceptSection, inputs: StageInputs, workspace: Workspace) -> St
         max_drop=section.max_drop,
         max_p95_seconds=section.max_p95_seconds,
         alpha=section.alpha,
-        seed=inputs.seed,
     )
     verdict = weigh([*read_verdict(measured["ship"]).rules, *found.rules])
     answers = {one.name: one.answers for one in served}

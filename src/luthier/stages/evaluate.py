@@ -272,7 +272,7 @@ def _before_and_after(
         for name, one in asked.items()
     }
     answers = {name: one.pair_answers for name, one in asked.items()}
-    summary = summarise_pairs(pairs, found, answers, seed)
+    summary = summarise_pairs(pairs, found, answers)
     return (
         {"kept": kept, "pairs": summary},
         [*describe_task(kept), *describe_pairs(summary)],

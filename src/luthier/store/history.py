@@ -1,6 +1,6 @@
 """Where an artifact comes from, and why a run cannot reuse an earlier one."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,11 +50,18 @@ def _trace_input(ref: InputRef, find: Find) -> Lineage:
 
 def differences(old: Manifest | Recipe, new: Identity, find: Find) -> list[str]:
     """What in the ingredients of the key changed, one line each; empty for the same key."""
+    return own_differences(old, new, _changed_inputs(old, new, find))
+
+
+def own_differences(
+    old: Manifest | Recipe, new: Identity, of_inputs: Iterable[str] = ()
+) -> list[str]:
+    """As `differences`, with these lines instead of those of the inputs."""
     changes = []
     if old.stage_version != new.stage_version:
         changes.append(f"stage {old.stage}: version {old.stage_version} -> {new.stage_version}")
     changes += _changed_values(_fields(old.stage, old.key_fields), _fields(new.stage, new.fields))
-    changes += _changed_inputs(old, new, find)
+    changes += of_inputs
     changes += _changed_files(old.external_files, new.files)
     changes += _changed_values({"seed": old.seed}, {"seed": new.seed})
     changes += _changed_values(_flat("package", old.key_packages), _flat("package", new.packages))
