@@ -66,13 +66,15 @@ def trained(
 
 @pytest.fixture
 def evaluate(
-    made: dict[str, Artifact], trained: Callable[..., Artifact], tmp_path: Path
+    made: dict[str, Artifact],
+    trained: Callable[..., Artifact],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Evaluate:
-    """Evaluates such an adapter; gives the stage's result and evaluation.json."""
+    """Evaluates such an adapter, each time in a workspace of its own; gives the stage's result and
+    evaluation.json."""
 
     def call(section: EvaluateSection | None = None, **options: Any) -> Evaluated:
-        workspace = Workspace(tmp_path / "evaluated")
-        workspace.path.mkdir()
+        workspace = Workspace(tmp_path_factory.mktemp("evaluated"))
         inputs = {**made, "adapter": trained(**options)}
         result = run_stage(STAGE, section or EvaluateSection(), inputs, workspace)
         return result, json.loads((workspace.path / "evaluation.json").read_bytes())
@@ -113,7 +115,21 @@ def test_no_gain(evaluate: Evaluate) -> None:
     assert "target: accuracy" in gate.detail
 
 
-def test_a_gain_within_noise_on_too_few_rows(
+def test_a_gain_within_noise(evaluate: Evaluate) -> None:
+    """An adapter that has hardly begun to learn is some rows ahead: chance does that too."""
+    found = next(
+        found
+        for steps in range(14, 20)
+        if 0 < (found := evaluate(steps=steps)[1])["paired_test"]["difference"] <= 0.15
+    )
+    test = found["paired_test"]
+    assert test["p_value"] > 0.05
+    assert test["rows_needed"] > ROWS
+    assert held(found)["better-than-baseline"] == "cannot tell"
+    assert found["ship"]["word"] != "ship"
+
+
+def test_too_few_rows(
     made: dict[str, Artifact], trained: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     """The same healthy adapter on six rows: nobody can tell, and the verdict says so (F35)."""
