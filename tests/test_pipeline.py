@@ -159,6 +159,33 @@ def _largest(folder: Path) -> Path:
     return max(files, key=lambda p: p.stat().st_size)
 
 
+def test_cost_takes_what_the_run_measured(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Speed of what is served, lengths and training hours, of a real run on this processor."""
+    monkeypatch.chdir(project)
+    config = (project / "run.yaml").read_text(encoding="utf-8")
+    prices = """cost:
+  priced_on: 2026-11-01
+  api: {price_usd_per_million_input_tokens: 3, price_usd_per_million_output_tokens: 15}
+  own: {gpu: cpu, price_usd_per_gpu_hour: 0.1}
+"""
+    (project / "priced.yaml").write_text(config + prices, encoding="utf-8")
+    assert call(["cost", "priced.yaml", "--json"]) == 0
+    known = {one["what"]: one for one in json.loads(capsys.readouterr().out)["assumptions"]}
+    served = next((project / "artifacts" / "accept").glob("*/measured/speed.json"))
+    speed = json.loads(served.read_bytes())["merged/generation"]
+    rate = known["requests of one GPU"]
+    assert (rate["value"], rate["origin"]) == (speed["batched_requests_per_second"], "measured")
+    trained = next((project / "artifacts" / "sft").glob("*/manifest.json"))
+    seconds = json.loads(trained.read_bytes())["timings_seconds"]["stage"]
+    training = known["training"]
+    assert training["origin"] == "measured"
+    assert training["value"] == pytest.approx(seconds / 3600 * 0.1)
+    measured = {what for what, one in known.items() if one["origin"] == "measured"}
+    assert {"prompt of the API", "prompt of the tuned model", "answer of the API"} <= measured
+
+
 def test_stage_without_its_input_says_which_command_makes_it(project: Path) -> None:
     done = luthier(project, "sft", "run.yaml", store="empty")
     assert done.returncode == 2

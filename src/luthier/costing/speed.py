@@ -49,14 +49,16 @@ def tuned_speed(artifacts: Mapping[str, Artifact]) -> Speed | None:
 
 
 def prompted_speed(artifacts: Mapping[str, Artifact]) -> Speed | None:
-    """Of the baseline's best prompt; None where nothing measured it."""
+    """Free answers to the baseline's best prompt, also where its likeliest label did best, which
+    no server is asked for; None where nothing measured it."""
     found = _speeds(artifacts, "baseline")
     if not found:
         return None
     try:
-        return found.get(read_summary(artifacts["baseline"].path)["best_system"])
+        best = str(read_summary(artifacts["baseline"].path)["best_system"])
     except (DataError, KeyError):
         return None
+    return found.get(f"{best.partition('/')[0]}/generation")
 
 
 def _speeds(artifacts: Mapping[str, Artifact], stage: str) -> dict[str, Speed]:
