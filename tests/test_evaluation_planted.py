@@ -27,12 +27,13 @@ Evaluate = Callable[..., Evaluated]
 def made(
     smol_tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Artifact]:
-    """A base, a dataset, the baseline made of them, and general text and questions."""
+    """A base, a dataset, the baseline made of them, and general text and questions. The words
+    give the classes away, so a linear model gets all rows right: it is left out of most tests."""
     folder = tmp_path_factory.mktemp("planted")
     base, dataset = make_teachable(folder, smol_tokenizer_dir, test=ROWS)
     answered = folder / "baseline"
     answered.mkdir()
-    section = baseline.BaselineSection(few_shot=2, target=Target(value=0.6))
+    section = baseline.BaselineSection(few_shot=2, target=Target(value=0.6), linear=False)
     run_stage(baseline.STAGE, section, {"base": base, "dataset": dataset}, Workspace(answered))
     texts = [
         {"text": f"The {n}th stone lay by the river, and nobody had moved it."} for n in range(12)
@@ -136,7 +137,11 @@ def test_too_few_rows(
     base, dataset = made["base"], made["dataset"]
     few = {}
     for name, stage, section in (
-        ("baseline", baseline.STAGE, baseline.BaselineSection(few_shot=2, limit_rows=6)),
+        (
+            "baseline",
+            baseline.STAGE,
+            baseline.BaselineSection(few_shot=2, limit_rows=6, linear=False),
+        ),
         ("tuned", STAGE, EvaluateSection(limit_rows=6)),
     ):
         folder = tmp_path / name
@@ -154,6 +159,29 @@ def test_too_few_rows(
     assert found["systems"]["tuned/generation"]["metrics"]["accuracy"] > 0.5
     assert held(found)["better-than-baseline"] == "cannot tell"
     assert found["ship"]["word"] == "cannot tell"
+
+
+def test_what_a_linear_model_does_better(
+    made: dict[str, Artifact], trained: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    """A gain over every prompt is none where TF-IDF and a linear model get more rows right."""
+    inputs = {"base": made["base"], "dataset": made["dataset"]}
+    answered, tuned = tmp_path / "baseline", tmp_path / "tuned"
+    for folder in (answered, tuned):
+        folder.mkdir()
+    section = baseline.BaselineSection(few_shot=2, target=Target(value=0.6))
+    prompted = run_stage(baseline.STAGE, section, inputs, Workspace(answered))
+    assert prompted.metrics["tf-idf/linear"]["accuracy"] == 1.0
+    assert prompted.metrics["best_system"] != "tf-idf/linear"
+    assert prompted.metrics["target"]["value"] < 1
+    inputs |= {"adapter": trained(), "baseline": artifact(answered, "evaluation")}
+    run_stage(STAGE, EvaluateSection(), inputs, Workspace(tuned))
+    found = json.loads((tuned / "evaluation.json").read_bytes())
+    assert held(found)["better-than-baseline"] == "holds"
+    assert held(found)["not-worse-than-linear"] == "broken"
+    assert "points against TF-IDF and a linear model" in said(found, "not-worse-than-linear")
+    assert found["ship"]["word"] == "do not ship"
+    assert found["linear"]["old_accuracy"] == 1.0
 
 
 def test_one_class_destroyed(evaluate: Evaluate) -> None:

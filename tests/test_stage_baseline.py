@@ -24,6 +24,7 @@ from luthier.evaluation.prompts import (
     make_prompts,
 )
 from luthier.evaluation.rows import load_rows
+from luthier.evaluation.versus import LINEAR
 from luthier.models.loading import load_tokenizer
 from luthier.stages.baseline import STAGE, BaselineSection, Target
 from luthier.store.artifact import Workspace
@@ -86,13 +87,14 @@ def test_four_systems_and_the_best(tiny_base: Path, dataset: Path, tmp_path: Pat
     workspace = run(section, tiny_base, dataset, tmp_path / "w")
     found = json.loads((workspace.path / "evaluation.json").read_bytes())
     names = [f"{form}/{way}" for form in ("zero-shot", "few-shot") for way in section.scoring]
-    assert list(found["systems"]) == names
+    assert list(found["systems"]) == [*names, LINEAR]
     scores = {name: found["systems"][name]["metrics"]["accuracy"] for name in names}
     assert scores[found["best_system"]] == max(scores.values())
+    assert found["systems"][LINEAR]["metrics"]["accuracy"] > max(scores.values())
     assert found["target"]["verdict"] == "fine-tune"
     table = pq.read_table(workspace.path / "answers.parquet").to_pylist()
     ids = load_split(dataset, "test")["id"]
-    assert [row["id"] for row in table] == list(ids) * 4
+    assert [row["id"] for row in table] == list(ids) * 5
     for row in table:
         scored = row["system"].endswith("likelihood")
         assert (row["label_log_probability"] is not None) == scored
@@ -152,7 +154,7 @@ def test_killed_run_resumes_to_the_same_bytes(
 
 
 def test_limited_rows_are_a_seeded_sample(tiny_base: Path, dataset: Path, tmp_path: Path) -> None:
-    section = BaselineSection(few_shot=0, limit_rows=7, scoring=["likelihood"])
+    section = BaselineSection(few_shot=0, limit_rows=7, scoring=["likelihood"], linear=False)
     found = evaluation(run(section, tiny_base, dataset, tmp_path / "w"))
     assert found["rows"] == 7
     assert found["systems"].keys() == {"zero-shot/likelihood"}  # type: ignore[attr-defined]
@@ -194,6 +196,7 @@ def test_nearest_examples_are_those_most_alike(
     found = evaluation(run(section, tiny_base, dataset, tmp_path / "run"))
     assert list(found["systems"]) == [
         "zero-shot/generation", "zero-shot/likelihood", "nearest/generation", "nearest/likelihood",
+        LINEAR,
     ]  # fmt: skip
     assert found["few_shot"] == 3
 
@@ -233,7 +236,12 @@ def test_a_larger_models_server_is_asked_the_same_way(
     with FaultyProxy("http://unused", lambda _question, _time: says) as proxy:
         endpoint = Endpoint(name="frontier", url=proxy.url, model="large")
         section = BaselineSection(
-            few_shot=2, endpoints=[endpoint], limit_rows=10, speed_rows=0, scoring=["generation"]
+            few_shot=2,
+            endpoints=[endpoint],
+            limit_rows=10,
+            speed_rows=0,
+            scoring=["generation"],
+            linear=False,
         )
         found = evaluation(run(section, tiny_base, dataset, tmp_path / "run"))
     assert list(found["systems"])[-2:] == [

@@ -48,9 +48,8 @@ def measure(
 
     if not train[0] or not test[0]:
         raise ValueError("a classical model needs rows to learn from and rows to be judged on")
-    train = _picked(train, within_budget(train[0], seed))
     test = _picked(test, within_budget(test[0], seed, JUDGED_CHARACTERS))
-    answers = _answers(train, test[0], seed)
+    answers = predict(*train, test[0], seed)
     truth = list(test[1])
     largest = _largest(train[1])
     accuracy = float(accuracy_score(truth, answers))
@@ -62,6 +61,24 @@ def measure(
         majority=truth.count(largest) / len(truth),
         reaches_target=None if target is None else accuracy >= target,
     )
+
+
+def predict(texts: Texts, labels: Sequence[str], asked: Texts, seed: int) -> list[str]:
+    """A label for each text that is asked, by a model that learned from these texts, or from a
+    sample of them; the largest class where there is nothing to learn from."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    known, of = _picked((texts, labels), within_budget(texts, seed))
+    kinds = set(of)
+    if len(kinds) == 1 or not any(text.strip() for text in known):
+        return [_largest(of)] * len(asked)
+    found = vectoriser(len(kinds))
+    features = found.fit_transform(known)
+    model = _model(len(known) * len(kinds), seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 20 rounds are as good as 1,000
+        model.fit(features, of)
+    return [str(answer) for answer in model.predict(found.transform(asked))]
 
 
 def within_budget(texts: Texts, seed: int, characters: int = LEARNED_CHARACTERS) -> "Positions":
@@ -109,22 +126,6 @@ def naive_bayes() -> Any:
     from sklearn.naive_bayes import ComplementNB
 
     return ComplementNB(alpha=_SMOOTHING)
-
-
-def _answers(train: tuple[Texts, Sequence[str]], texts: Texts, seed: int) -> list[str]:
-    """A label for each text; the largest class where there is nothing to learn from."""
-    from sklearn.exceptions import ConvergenceWarning
-
-    labels = set(train[1])
-    if len(labels) == 1 or not any(text.strip() for text in train[0]):
-        return [_largest(train[1])] * len(texts)
-    found = vectoriser(len(labels))
-    features = found.fit_transform(train[0])
-    model = _model(len(train[0]) * len(labels), seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # 20 rounds are as good as 1,000
-        model.fit(features, train[1])
-    return [str(answer) for answer in model.predict(found.transform(texts))]
 
 
 def _model(rows_by_labels: int, seed: int) -> Any:

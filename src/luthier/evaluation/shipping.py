@@ -42,6 +42,11 @@ class ShipSection(Section):
     max_production_drop: float | None = Field(
         0.02, ge=0, le=1, description="by how much it may be worse than what is in production"
     )
+    linear: Literal["not-worse", "better"] | None = Field(
+        "not-worse",
+        description="what it must be than TF-IDF and a linear model on the same rows; not-worse "
+        "is broken only where the paired test says that it is worse",
+    )
     max_cut_off: float | None = Field(
         0.01, ge=0, le=1, description="share of the answers that max_new_tokens may cut off (F36)"
     )
@@ -168,12 +173,17 @@ def _target(target: Target, measured: Measured) -> Rule:
 
 def _gain(paired: PairedTest) -> Rule:
     held: dict[str, Held] = {"better": "holds", "worse": "broken", "cannot tell": "cannot tell"}
-    low, high = paired.interval
-    said = (
-        f"{100 * paired.difference:+.1f} points against the best baseline, 95 % interval "
-        f"{100 * low:+.1f} to {100 * high:+.1f}, {paired.rows} rows"
-    )
+    said = said_difference(paired, "the best baseline")
     return Rule("better-than-baseline", held[paired.verdict], said)
+
+
+def said_difference(test: PairedTest, what: str) -> str:
+    """The difference to another system, with its interval and the rows."""
+    low, high = test.interval
+    return (
+        f"{100 * test.difference:+.1f} points against {what}, 95 % interval {100 * low:+.1f} to "
+        f"{100 * high:+.1f}, {test.rows} rows"
+    )
 
 
 def against(rule: str, what: str, test: PairedTest, max_drop: float) -> Rule:
@@ -185,10 +195,7 @@ def against(rule: str, what: str, test: PairedTest, max_drop: float) -> Rule:
         held = "holds"
     elif high < -max_drop:
         held = "broken"
-    said = (
-        f"{100 * test.difference:+.1f} points against {what}, 95 % interval {100 * low:+.1f} to "
-        f"{100 * high:+.1f}, {test.rows} rows; at most {100 * max_drop:.1f} below"
-    )
+    said = f"{said_difference(test, what)}; at most {100 * max_drop:.1f} below"
     return Rule(rule, held, said)
 
 

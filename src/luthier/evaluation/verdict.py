@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.evaluation.answers import Answer
+from luthier.evaluation.linear import compare_linear
 from luthier.evaluation.production import compare_production, describe_production
 from luthier.evaluation.retention import (
     Remembered,
@@ -104,6 +105,11 @@ def judge(candidate: Candidate, baseline: Baseline | None, limits: Limits) -> Ju
         )
         rules.append(rule)
         lines.append(describe_production(found["production"]))
+    if baseline is not None and baseline.linear is not None and limits.ship.linear is not None:
+        found["linear"], rule = compare_linear(
+            candidate.answers, baseline.linear, wanted=limits.ship.linear, alpha=limits.alpha
+        )
+        rules.append(rule)
     verdict = weigh(rules)
     found["ship"] = verdict.as_json()
     gates += of_retention

@@ -12,14 +12,18 @@ from luthier.evaluation.summary import read_summary
 from luthier.evaluation.target import Target
 from luthier.gates import Gate, check
 
+LINEAR = "tf-idf/linear"  # a system that is no prompt
+
 
 @dataclass(frozen=True)
 class Baseline:
-    """What is left to beat: the best prompted system, its answers, and the target."""
+    """What is left to beat: the best prompted system, its answers, and the target; and what a
+    linear model answers, where labels are wanted."""
 
     name: str
     answers: Sequence[Answer]
     target: Target | None
+    linear: Sequence[Answer] | None = None
 
 
 def read_baseline(folder: Path) -> Baseline:
@@ -29,8 +33,8 @@ def read_baseline(folder: Path) -> Baseline:
         DataError: it is no evaluation of this version of Luthier.
     """
     summary = read_summary(folder)
-    name = summary["best_system"]
-    return Baseline(name, read_answers(folder)[name], _target(summary))
+    name, answers = summary["best_system"], read_answers(folder)
+    return Baseline(name, answers[name], _target(summary), answers.get(LINEAR))
 
 
 def _target(summary: dict[str, Any]) -> Target | None:

@@ -195,10 +195,13 @@ def _systems(
 
 def _title(name: str, examples: int) -> str:
     """`few-shot/generation` is `base 8-shot, free answer`."""
+    from luthier.evaluation.systems import GGUF_PREFIX
+    from luthier.evaluation.versus import LINEAR
+
+    if name == LINEAR:
+        return "TF-IDF + linear model"
     form, _, way = name.partition("/")
     form = {"few-shot": f"{examples}-shot", "nearest": f"{examples} nearest"}.get(form, form)
-    from luthier.evaluation.systems import GGUF_PREFIX
-
     if form == "zero-shot" or form in (f"{examples}-shot", f"{examples} nearest"):
         who = f"base {form}"
     elif form.startswith(GGUF_PREFIX):

@@ -13,6 +13,7 @@ from luthier.evaluation.asking import Plan, ask, local_speed, longest_reply, usa
 from luthier.evaluation.asking_endpoints import ask_endpoint
 from luthier.evaluation.endpoint_section import Endpoint, unique_names
 from luthier.evaluation.journal import Collected
+from luthier.evaluation.linear import linear_answers
 from luthier.evaluation.nearest import NearestExamples
 from luthier.evaluation.prompts import (
     PromptForm,
@@ -31,6 +32,7 @@ from luthier.evaluation.summary import (
 )
 from luthier.evaluation.systems import LocalSystem
 from luthier.evaluation.target import Target, TargetVerdict, judge_target, worth_tuning
+from luthier.evaluation.versus import LINEAR
 from luthier.models.loading import load_model, load_tokenizer
 from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
 from luthier.store.artifact import Workspace
@@ -55,6 +57,11 @@ class BaselineSection(Section):
     )
     max_new_tokens: int | None = Field(
         None, ge=1, description="of a free answer, stop token included; null: longest reply + 3"
+    )
+    linear: bool = Field(
+        True,
+        description="of a classification also TF-IDF and a linear model, trained within seconds: "
+        "no prompt, so never the best of them, and what a tuned model should not be worse than",
     )
     lenient: bool = Field(
         True, description="read the first label that stands in a free answer as whole words"
@@ -101,8 +108,10 @@ def run(section: BaselineSection, inputs: StageInputs, workspace: Workspace) -> 
     forms = _forms(section, inputs, info)
     asked = _ask_all(section, forms, plan, inputs, workspace)
     answers = {name: one for found in asked.values() for name, one in found.answers.items()}
+    if section.linear and info.labels:
+        answers[LINEAR] = linear_answers(load_rows(dataset, "train"), rows, inputs.seed)
     write_answers(workspace.path, [answer for found in answers.values() for answer in found])
-    summary = summarize(info, answers, inputs.seed, json_schema=read_schema(dataset))
+    summary = summarize(info, answers, inputs.seed, {LINEAR}, read_schema(dataset))
     summary["reading"] = plan.reading
     summary["few_shot"] = section.few_shot
     summary["few_shot_ids"] = [row.id for form in forms.values() for row in form.examples]
@@ -197,7 +206,7 @@ STAGE = Stage(
     order=30,
     summary="ask the base model, zero-shot and with examples",
     makes="evaluation",
-    version=2,
+    version=3,
     section=BaselineSection,
     run=run,
     slots=(Slot("base", "base", ("base",)), Slot("dataset", "dataset", ("prepare",))),
