@@ -85,7 +85,8 @@ def schema_of(*, is_pairs: bool) -> Any:
     before the last reply); messages hold the reply last. Of preferences: messages are the prompt,
     chosen and rejected the replies, prompt_ids, chosen_ids and rejected_ids their tokens.
     source_path and source_line say where a row came from, origin whether it is `data`, `replay`
-    or `generated` here; tools and tool_calls are JSON text.
+    or `generated` here; slices (the values of `prepare.slice_by`), tools and tool_calls are JSON
+    text.
     """
     import pyarrow as pa
 
@@ -93,6 +94,7 @@ def schema_of(*, is_pairs: bool) -> Any:
     columns = [
         ("id", text),
         ("group", text),
+        ("slices", text),
         ("split", text),
         ("origin", text),
         ("source_path", text),

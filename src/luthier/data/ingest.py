@@ -27,6 +27,7 @@ from luthier.data.rows import (
     message,
 )
 from luthier.data.section import PrepareSection
+from luthier.data.slicing import slices_of
 from luthier.data.spool import Spool
 from luthier.data.tokens import Encoder
 from luthier.data.tongue import Tongue
@@ -184,6 +185,7 @@ class Ingest:
                 record,
                 parsed,
                 group_of(record, plan.columns),
+                slices_of(record, self._recipe.section.slice_by),
                 seconds_of(record, plan.columns),
                 plan.origin,
             )

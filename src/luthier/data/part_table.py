@@ -23,6 +23,7 @@ class Found:
     record: RawRow
     parsed: Parsed
     group: str | None
+    slices: str | None
     time: float
     origin: str
 
@@ -47,6 +48,7 @@ def part_table(
     columns = {
         "id": pa.array([line.keys[0] for line in lines], pa.binary(16)),
         "group": pa.array([line.found.group for line in lines], pa.string()),
+        "slices": pa.array([line.found.slices for line in lines], pa.string()),
         "origin": pa.array([line.found.origin for line in lines], pa.string()),
         "source_line": pa.array([line.found.record.line for line in lines], pa.int64()),
         "messages": messages_array([row.messages for row in parsed]),

@@ -11,6 +11,7 @@ from luthier.data.ingest import FilePlan, Job, Recipe, make_part
 from luthier.data.records import SourceFile
 from luthier.data.rows import RawRow, Task
 from luthier.data.section import PrepareSection, Source
+from luthier.data.slicing import refuse_unknown
 from luthier.data.sources import expand
 from luthier.data.spool import Spool
 from luthier.data.summary import SourceRead
@@ -82,13 +83,18 @@ def plan_files(section: PrepareSection) -> tuple[FilePlan, ...]:
     """Every file of every source, with its format, told from its first records where not named.
 
     Raises:
-        DataError: a source cannot be read, or no format fits its records.
+        DataError: a source cannot be read, no format fits its records, or no file has a column
+            that the score is to be broken down by.
     """
-    return tuple(
+    plans = tuple(
         _plan(section, number, source, file)
         for number, source in enumerate(section.sources)
         for file in source_files(source)
     )
+    if section.slice_by:
+        seen = (values for plan in plans for values in _first_values(plan.file))
+        refuse_unknown(section.slice_by, {name for values in seen for name in values})
+    return plans
 
 
 def source_files(source: Source) -> list[SourceFile]:

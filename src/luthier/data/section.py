@@ -84,6 +84,11 @@ class PrepareSection(Section):
         None,
         description="column whose equal values are never in two splits, e.g. one author's rows",
     )
+    slice_by: list[Text] = Field(
+        default_factory=list,
+        description="columns whose values are kept with each row; evaluate breaks the score down "
+        "by each of them",
+    )
     time_by: Text | None = Field(
         None, description="column with each row's time: seconds since 1970, or ISO 8601"
     )

@@ -252,6 +252,7 @@ def final_columns(rows: "pa.Table", split: Split, file: str, *, is_pairs: bool) 
     columns = {
         "id": pa.array([i.hex() for i in rows["id"].to_pylist()], pa.string()),
         "group": rows["group"],
+        "slices": rows["slices"],
         "split": pa.array([split] * count, pa.string()),
         "origin": rows["origin"],
         "source_path": pa.array([file] * count, pa.string()),

@@ -2,12 +2,13 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from luthier.data.dataset import load_split
 from luthier.data.rows import Message, Split
+from luthier.data.slicing import read_slices
 from luthier.data.spool import message_from
 
 
@@ -26,6 +27,7 @@ class AskedRow:
     prompt_ids: tuple[int, ...]
     reference: tuple[int, ...]
     group: str | None = None
+    slices: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def asked(self) -> tuple[Message, ...]:
@@ -72,4 +74,5 @@ def _row(record: Mapping[str, Any]) -> AskedRow:
         prompt_ids=tuple(ids[:prompt_length]),
         reference=tuple(ids[prompt_length:]),
         group=record.get("group"),
+        slices=read_slices(record.get("slices")),
     )

@@ -127,10 +127,13 @@ def changed_rows(
 def analyse_errors(
     answers: Sequence[Answer], rows: Sequence[AskedRow], old: Sequence[Answer] | None
 ) -> dict[str, Any]:
-    """errors.json: the slices, by group too where groups are larger than a row; of a task with
-    labels the confusions; and against another system's answers the rows broken and gained."""
+    """errors.json: the slices, by group too where groups are larger than a row, and by the columns
+    that the dataset keeps for it; of a task with labels the confusions; and against another
+    system's answers the rows broken and gained."""
     groups = [row.group for row in rows]
     columns = {"group": groups} if len(set(groups)) <= len(rows) / _ROWS_A_GROUP else {}
+    for name in sorted({name for row in rows for name in row.slices}):
+        columns[name] = [row.slices.get(name) for row in rows]
     has_labels = any(row.label is not None for row in rows)
     return {
         "system": answers[0].system,
