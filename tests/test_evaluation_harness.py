@@ -1,7 +1,6 @@
 """Tasks of the real lm-evaluation-harness on a tiny model: scores, gate, resume, refusals."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ import pytest
 import yaml
 
 from evaluation_cases import make_teachable, run_stage, train_adapter
-from luthier.errors import ConfigError, DataError, LuthierError
+from harness_cases import QUESTIONS, ROOT, TASK, MakeTasks, section, task_maker
+from luthier.errors import DataError
 from luthier.evaluation import harness
 from luthier.evaluation.engine import Asked
-from luthier.evaluation.general import GeneralLimits
 from luthier.evaluation.harness import Harness, Metric, TaskScores
 from luthier.evaluation.harness_section import HarnessSection
 from luthier.evaluation.harness_verdict import compare_harness, harness_gates
@@ -23,14 +22,8 @@ from luthier.evaluation.systems import LocalSystem
 from luthier.models.loading import load_model, load_tokenizer
 from luthier.stages.evaluate import STAGE, EvaluateSection
 from luthier.store.artifact import Artifact, Workspace
-from luthier.store.keys import hash_files
 
 pytest.importorskip("lm_eval", reason="the extra harness is not installed")
-
-ROOT = Path(__file__).parent.parent
-SHIPPED = ROOT / "data" / "harness"
-QUESTIONS = ROOT / "data" / "retention" / "questions.jsonl"
-TASK: dict[str, Any] = yaml.safe_load((SHIPPED / "general_questions.yaml").read_text())
 
 
 @pytest.fixture(autouse=True)
@@ -65,21 +58,8 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 @pytest.fixture
-def tasks(tmp_path: Path) -> Callable[..., Path]:
-    """A folder with a task YAML, the shipped one changed."""
-
-    def call(text: str = "", **changes: Any) -> Path:
-        folder = tmp_path / "tasks"
-        folder.mkdir(exist_ok=True)
-        content = yaml.safe_dump({**TASK, **changes}, sort_keys=False)
-        (folder / "mine.yaml").write_text(content + text)
-        return folder
-
-    return call
-
-
-def section(folder: Path = SHIPPED, **options: Any) -> HarnessSection:
-    return HarnessSection(tasks=["general_questions"], include_path=folder, **options)
+def tasks(tmp_path: Path) -> MakeTasks:
+    return task_maker(tmp_path / "tasks")
 
 
 def evaluated(workspace: Workspace) -> dict[str, Any]:
@@ -111,7 +91,7 @@ def test_scores_are_those_of_our_own_questions(
 def test_forgetting_breaks_the_gate_and_the_rule(
     made: dict[str, Artifact],
     trained: Callable[..., Artifact],
-    tasks: Callable[..., Path],
+    tasks: MakeTasks,
     tmp_path: Path,
     workspace: Workspace,
     capfd: pytest.CaptureFixture[str],
@@ -214,42 +194,8 @@ def test_numbers_that_are_no_shares_are_measured_and_do_not_fail() -> None:
     assert [gate.status for gate in harness_gates(found, section())] == ["pass"]
 
 
-HOSTILE = [
-    ("process_docs: !function utils.steal\n", "!function would run code"),
-    ("x: !!python/object/apply:os.system [id]\n", "would run code"),
-    ("class: Evil\n", "class is refused"),
-    ("unsafe_code: true\n", "unsafe_code is refused"),
-    ("use_prompt: /tmp/x.yaml:all\n", "use_prompt is refused"),
-    ("generation_kwargs: {custom_generate: evil}\n", "custom_generate is refused"),
-    ("generation_kwargs: {assistant_model: evil}\n", "assistant_model is not known"),
-    ("fewshot_config: {a: [{hf_evaluate: true}]}\n", "hf_evaluate is refused"),
-    ("x: {metric: ./evil}\n", "metric ./evil is none of lm-eval's own"),
-    ("x: {dataset_path: evil.py}\n", "dataset_path 'evil.py' is refused"),
-    ("x: {dataset_path: data/retention}\n", "dataset_path 'data/retention' is refused"),
-    ("x: {dataset_path: sql}\n", "dataset_path 'sql' is refused"),
-    ("x: {trust_remote_code: true}\n", "trust_remote_code is refused"),
-    ("include: ../outside.yaml\n", "include ../outside.yaml is no file of tasks"),
-    ("x: {data_files: 'https://example.com/a.json'}\n", "data_files is not on this machine"),
-]
-
-
-@pytest.mark.parametrize(("line", "problem"), HOSTILE, ids=[problem for _, problem in HOSTILE])
-def test_a_task_that_would_run_code_is_refused(
-    tasks: Callable[..., Path], tmp_path: Path, line: str, problem: str
-) -> None:
-    (tmp_path / "outside.yaml").write_text("a: 1\n")
-    folder = tasks(line)
-    place = len((folder / "mine.yaml").read_text().splitlines())
-    with pytest.raises(DataError) as caught:
-        section(folder).check()
-    [*problems, trust] = str(caught.value).splitlines()
-    assert all(one.startswith(f"{folder / 'mine.yaml'}:{place}: ") for one in problems)
-    assert any(problem in one for one in problems)
-    assert "trust_task_code: true" in trust
-
-
 def test_code_that_is_trusted_runs(
-    tasks: Callable[..., Path], made: dict[str, Artifact], workspace: Workspace
+    tasks: MakeTasks, made: dict[str, Artifact], workspace: Workspace
 ) -> None:
     folder = tasks("process_docs: !function mine.first_three\n")
     (folder / "mine.py").write_text("def first_three(docs):\n    return docs.select(range(3))\n")
@@ -259,59 +205,66 @@ def test_code_that_is_trusted_runs(
     assert found.documents == 3
 
 
-def test_a_template_cannot_reach_python(tasks: Callable[..., Path], workspace: Workspace) -> None:
+def test_a_template_cannot_reach_python(tasks: MakeTasks, workspace: Workspace) -> None:
     folder = tasks(doc_to_text="{{ question.__class__.__mro__ }}")
     with pytest.raises(DataError, match=r"the task general_questions: SecurityError: .*unsafe"):
         Harness(section(folder), 7, workspace)
 
 
 def test_a_task_that_does_not_fit_its_data_is_named(
-    tasks: Callable[..., Path], workspace: Workspace
+    tasks: MakeTasks, workspace: Workspace
 ) -> None:
     folder = tasks(doc_to_text="{{ qestion }}")
     with pytest.raises(DataError, match="the task general_questions: UndefinedError: 'qestion'"):
         Harness(section(folder), 7, workspace)
 
 
-def test_what_is_wrong_is_said_before_a_model_is_loaded(
-    tasks: Callable[..., Path], tmp_path: Path
+def test_data_that_cannot_be_read_is_said(
+    tasks: MakeTasks,
+    tmp_path: Path,
+    workspace: Workspace,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    missing = HarnessSection(tasks=["general_question"], include_path=SHIPPED)
-    with pytest.raises(ConfigError, match=r"no task general_question .*general_questions\?"):
-        GeneralLimits(None, missing).check()
-    with pytest.raises(DataError, match="not a folder"):
-        section(tmp_path / "none").check()
-    bad = tasks("a: [\n")
-    with pytest.raises(DataError, match=r"mine\.yaml:\d+: "):
-        section(bad).files()
-    gone = tasks(dataset_kwargs={"data_files": {"test": "data/gone.jsonl"}})
-    with pytest.raises(DataError, match=r"mine\.yaml:\d+: data file data/gone\.jsonl does not"):
-        section(gone).files()
-
-
-def test_without_lm_eval_the_command_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(LuthierError, match=r"pip install 'luthier\[harness\]'"):
-        GeneralLimits(None, section()).check()
-
-
-def test_the_key_has_the_tasks_their_data_and_lm_evals_version(
-    tasks: Callable[..., Path], tmp_path: Path
-) -> None:
-    data = tmp_path / "data.jsonl"
-    data.write_text(QUESTIONS.read_text())
+    data = tmp_path / "bad.jsonl"
+    data.write_text('{"question": 1\n')
     folder = tasks(dataset_kwargs={"data_files": {"test": str(data)}})
+    with pytest.raises(DataError, match=r"task general_questions: .*JSON parse error"):
+        Harness(section(folder), 7, workspace)
+    assert capfd.readouterr() == ("", "")
 
-    def digests() -> list[str]:
-        files = hash_files(STAGE.files(EvaluateSection(harness=section(folder))))
-        return [file.sha256 for file in files]
 
-    found = [digests()]
-    (folder / "helper.txt").write_text("any file of the folder")
-    found.append(digests())
-    data.write_text(QUESTIONS.read_text().replace("France", "Spain"))
-    found.append(digests())
-    assert found[0] != found[1] != found[2]
-    assert STAGE.optional_packages(EvaluateSection(harness=section(folder))) == ("lm-eval",)
-    assert STAGE.optional_packages(EvaluateSection()) == ()
-    assert STAGE.files(EvaluateSection()) == []
+def test_free_answers_rolling_likelihoods_and_groups(
+    tasks: MakeTasks, made: dict[str, Artifact], workspace: Workspace
+) -> None:
+    folder = tasks()
+    free = {
+        **TASK,
+        "task": "free",
+        "output_type": "generate_until",
+        "doc_to_target": "{{choices[answer]}}",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4},
+        "metric_list": [{"metric": "exact_match"}, {"metric": "bleu"}],
+    }
+    rolling = {
+        **TASK,
+        "task": "rolling",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{question}}",
+        "metric_list": [{"metric": "word_perplexity"}],
+    }
+    for one in (free, rolling):
+        (folder / f"{one['task']}.yaml").write_text(
+            yaml.safe_dump({k: v for k, v in one.items() if k != "doc_to_choice"})
+        )
+    (folder / "group.yaml").write_text("group: both\ntask: [free, rolling]\n")
+    base = made["base"].path
+    wanted = HarnessSection(tasks=["both"], include_path=folder, limit=3)
+    found = Harness(wanted, 7, workspace).ask("base", load_model(base), load_tokenizer(base))
+    metrics = {metric.name: metric for one in found for metric in one.metrics}
+    assert {one.task: one.documents for one in found} == {"free": 3, "rolling": 3}
+    assert metrics["exact_match"].values is not None
+    assert metrics["bleu"].values is metrics["word_perplexity"].values is None
+    assert not metrics["word_perplexity"].higher_is_better
+    compared = compare_harness(found, found, alpha=0.05, seed=7)["tasks"]
+    assert compared["rolling"]["metrics"]["word_perplexity"]["test"] is None

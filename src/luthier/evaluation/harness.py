@@ -5,18 +5,14 @@ What lm-eval decides is the score of each document; intervals and tests are made
 
 import copy
 import hashlib
-import importlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, redirect_stdout
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from io import StringIO
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from luthier.errors import DataError
+from luthier.evaluation.harness_library import explained, lm_eval_quietly
 from luthier.evaluation.harness_section import HarnessSection, task_manager
-from luthier.progress import Task
 from luthier.store.artifact import Workspace
 from luthier.store.journal import Journal
 
@@ -25,12 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _BATCH_ROWS = 8  # a constant: how rows are padded together can change the last digits
-# What lm-eval, its templates and datasets raise when a task does not fit its data. A RuntimeError
-# is none of those: it is torch's.
-_TASK_ERRORS = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, TypeError,
-    ValueError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,14 +56,14 @@ class Harness:
         """
         section.check()
         self._section, self._seed, self._workspace = section, seed, workspace
-        with _lm_eval(workspace, is_local=section.include_path is not None):
+        with lm_eval_quietly(workspace, is_local=section.include_path is not None):
             self._tasks = self._load()
 
     def _load(self) -> "dict[str, ConfigurableTask]":
         tasks: dict[str, ConfigurableTask] = {}
         manager, wanted = task_manager(self._section.include_path), self._section.num_fewshot
         for name in self._section.tasks:
-            with _explained(name):
+            with explained(name):
                 tasks |= manager.load([name])["tasks"]
         for task in tasks.values():  # as lm_eval.simple_evaluate has it
             own = task.get_config("num_fewshot")
@@ -97,7 +87,7 @@ class Harness:
         left = list(self._tasks.items())[len(scores) :]
         if not left:
             return scores
-        with _lm_eval(self._workspace, self._section.include_path is not None) as bars:
+        with lm_eval_quietly(self._workspace, self._section.include_path is not None) as bars:
             from lm_eval.models.huggingface import HFLM
 
             # HFLM gives its tokenizer a padding token, which is not for the other measures.
@@ -122,7 +112,7 @@ class Harness:
 
         set_seed(self._seed)
         task.set_fewshot_seed(seed=self._seed)
-        with _explained(name):
+        with explained(name):
             found = evaluate(
                 lm=lm,
                 task_dict={"tasks": {name: task}, "groups": {}},
@@ -152,12 +142,12 @@ def _scores(name: str, found: dict[str, Any]) -> TaskScores:
                 _numbers(values, float(value)),
             )
         )
-    asked = json_digest([(one["doc_hash"], one["prompt_hash"]) for one in samples])
+    asked = _digest([(one["doc_hash"], one["prompt_hash"]) for one in samples])
     documents = len({one["doc_id"] for one in samples})
     return TaskScores(name, documents, int(found["n-shot"].get(name) or 0), asked, metrics)
 
 
-def json_digest(value: Sequence[Sequence[str]]) -> str:
+def _digest(value: Sequence[Sequence[str]]) -> str:
     """SHA-256 of pairs of digests."""
     return hashlib.sha256("\n".join(map(" ".join, value)).encode()).hexdigest()
 
@@ -173,90 +163,3 @@ def _numbers(values: list[Any], mean: float) -> list[float] | None:
 
 def _read(found: dict[str, Any]) -> TaskScores:
     return TaskScores(**{**found, "metrics": [Metric(**one) for one in found["metrics"]]})
-
-
-@contextmanager
-def _explained(task: str) -> Iterator[None]:
-    """What a task that does not fit its data raises, as an error that names the task."""
-    import jinja2
-
-    try:
-        yield
-    except (*_TASK_ERRORS, jinja2.TemplateError) as error:
-        reason = str(error).strip().partition("\n")[0] or "no reason is given"
-        raise DataError(
-            f"evaluate.harness: lm-eval cannot use the task {task}: {type(error).__name__}: "
-            f"{reason}. Correct the task's YAML or its data."
-        ) from error
-
-
-class _Bars:
-    """Stands for tqdm in lm-eval: requests count for our own progress, the rest shows nothing."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        self._workspace, self._total, self._done = workspace, 0, 0
-        self._shown: Task | None = None
-
-    @property
-    def shown(self) -> Task | None:
-        """Where progress shows."""
-        return self._shown
-
-    @shown.setter
-    def shown(self, task: Task) -> None:
-        self._shown, self._total, self._done = task, 0, 0
-
-    def __call__(self, iterable: Iterable[Any] | None = None, **options: Any) -> Any:
-        if iterable is not None:
-            return iterable
-        self._total += int(options.get("total") or 0)
-        if self._shown is not None:
-            self._shown.resize(self._total, self._done)
-        return self
-
-    def update(self, count: int = 1) -> None:
-        """So many requests were answered."""
-        self._done += count
-        if self._shown is not None:
-            self._shown.advance(count)
-        self._workspace.raise_if_stopped()
-
-    def close(self) -> None:
-        """The requests of one kind are done."""
-
-
-@contextmanager
-def _lm_eval(workspace: Workspace, is_local: bool) -> Iterator[_Bars]:
-    """lm-eval, silent, with sandboxed templates, and with copies of local data in the workspace.
-
-    lm-eval 0.4.13 renders the templates of a task without a sandbox; they could reach Python.
-    """
-    import datasets
-    import jinja2.sandbox
-    import lm_eval.utils
-
-    datasets.disable_progress_bars()
-    own, bars = lm_eval.utils.env, _Bars(workspace)
-    sandbox = jinja2.sandbox.SandboxedEnvironment(
-        undefined=own.undefined, keep_trailing_newline=own.keep_trailing_newline
-    )
-    sandbox.filters |= {"regex_replace": own.filters["regex_replace"]}
-    with ExitStack() as stack:
-        stack.enter_context(_replaced(lm_eval.utils, "env", sandbox))
-        for name in ("lm_eval.models.huggingface", "lm_eval.api.model", "lm_eval.api.task"):
-            stack.enter_context(_replaced(importlib.import_module(name), "tqdm", bars))
-        if is_local:
-            cache = workspace.scratch / "harness-data"
-            stack.enter_context(_replaced(datasets.config, "HF_DATASETS_CACHE", cache))
-        stack.enter_context(redirect_stdout(stack.enter_context(closing(StringIO()))))
-        yield bars
-
-
-@contextmanager
-def _replaced(module: Any, name: str, value: object) -> Iterator[None]:
-    own = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, own)

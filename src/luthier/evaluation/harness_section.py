@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.config import Field, Section
-from luthier.errors import ConfigError
+from luthier.errors import ConfigError, DataError
 from luthier.evaluation.harness_files import data_files, refuse_code
 from luthier.models.libraries import quiet_libraries
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._index import Entry
 
 DISTRIBUTION = "lm-eval"
 
@@ -36,7 +37,9 @@ class HarnessSection(Section):
         0.05, ge=0, le=1, description="share by which a task may surely be below the base"
     )
     trust_task_code: bool = Field(
-        False, description="whether task YAMLs of include_path may run Python code of theirs"
+        False,
+        description="whether task YAMLs of include_path may run Python, and tasks what a model "
+        "wrote",
     )
 
     def files(self) -> list[Path]:
@@ -50,15 +53,22 @@ class HarnessSection(Section):
 
         Raises:
             ConfigError: lm-eval is not installed, or has no task of a name.
-            DataError: a task YAML cannot be read, or would run code and is not trusted to.
+            DataError: a task YAML cannot be read, or a task would run code and is not trusted to.
         """
         require_lm_eval()
         if self.include_path is not None and not self.trust_task_code:
             refuse_code(self.include_path)
-        known = set(task_manager(self.include_path).all_tasks)
+        manager = task_manager(self.include_path)
+        known = set(manager.all_tasks)
         unknown = [name for name in self.tasks if name not in known]
         if unknown:
             raise ConfigError("\n".join(self._unknown(name, known) for name in unknown))
+        unsafe = sorted(one for name in self.tasks for one in _unsafe(name, manager.task_index))
+        if unsafe and not self.trust_task_code:
+            raise DataError(
+                f"evaluate.harness.tasks: {', '.join(unsafe)} would run what the model writes on "
+                "this machine. Remove it, or set evaluate.harness.trust_task_code: true."
+            )
 
     def _unknown(self, name: str, known: set[str]) -> str:
         where = f"in {self.include_path}" if self.include_path else "of lm-eval"
@@ -82,6 +92,21 @@ def require_lm_eval() -> None:
             "  pip install 'luthier[harness]'\n"
             "or remove evaluate.harness."
         )
+
+
+def _unsafe(name: str, index: "dict[str, Entry]") -> set[str]:
+    """The tasks of a name that run what a model wrote."""
+    entry = index.get(name)
+    if entry is None:
+        return set()
+    config = entry.cfg or {}
+    if config.get("unsafe_code"):
+        return {name}
+    parts = config["task"] if isinstance(config.get("task"), list) else []
+    if entry.cfg is None:  # a tag
+        parts = sorted(entry.tags)
+    names = [one if isinstance(one, str) else one.get("task") for one in parts]
+    return {found for one in names if isinstance(one, str) for found in _unsafe(one, index)}
 
 
 @lru_cache(maxsize=1)
