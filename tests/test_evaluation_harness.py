@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 
 from evaluation_cases import make_teachable, run_stage, train_adapter
 from harness_cases import QUESTIONS, ROOT, TASK, MakeTasks, section, task_maker
-from luthier.errors import DataError
+from luthier.errors import DataError, InterruptedRunError
 from luthier.evaluation import harness
 from luthier.evaluation.engine import Asked
 from luthier.evaluation.harness import Harness, Metric, TaskScores
@@ -20,6 +21,7 @@ from luthier.evaluation.journal import collect
 from luthier.evaluation.retention import RetentionSection, load_material
 from luthier.evaluation.systems import LocalSystem
 from luthier.models.loading import load_model, load_tokenizer
+from luthier.progress import Reporter, Task
 from luthier.stages.evaluate import STAGE, EvaluateSection
 from luthier.store.artifact import Artifact, Workspace
 
@@ -154,6 +156,40 @@ def test_an_adapter_that_changes_nothing_passes_and_resuming_asks_nothing(
     monkeypatch.setattr(harness.Harness, "_ask_task", never)
     run_stage(STAGE, asking, inputs, workspace)
     assert evaluated(workspace)["harness"] == first
+
+
+class Stopping(Reporter):
+    """Asks for a stop when the second task begins."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.labels: list[str] = []
+        self._workspace = workspace
+
+    @contextmanager
+    def task(
+        self, label: str, total: int, unit: str = "", seconds: float | None = None
+    ) -> Iterator[Task]:
+        self.labels.append(label)
+        self._workspace.stop.requested = len(self.labels) == 2
+        with super().task(label, total, unit, seconds) as shown:
+            yield shown
+
+
+def test_a_stopped_run_keeps_the_tasks_that_were_finished(
+    tasks: MakeTasks, made: dict[str, Artifact], workspace: Workspace
+) -> None:
+    folder = tasks()
+    for name in ("a", "b"):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({**TASK, "task": name}))
+    wanted = HarnessSection(tasks=["a", "b"], include_path=folder, limit=3)
+    model, tokenizer = load_model(made["base"].path), load_tokenizer(made["base"].path)
+    workspace.reporter = stopping = Stopping(workspace)
+    with pytest.raises(InterruptedRunError):
+        Harness(wanted, 7, workspace).ask("base", model, tokenizer)
+    workspace.stop.requested = False
+    found = Harness(wanted, 7, workspace).ask("base", model, tokenizer)
+    assert stopping.labels == ["base: a", "base: b", "base: b"]
+    assert [one.documents for one in found] == [3, 3]
 
 
 def scores(task: str, **values: list[float]) -> TaskScores:
