@@ -155,7 +155,7 @@ def test_what_the_rules_come_to() -> None:
 
 def test_a_gate_of_retention_is_a_rule() -> None:
     gate = check("retention", 0.2, "<=", 0.05, "nats")
-    assert judged(answers(EXPECTED, EXPECTED), retention=[gate])["retention"].held == "broken"
+    assert judged(answers(EXPECTED, EXPECTED), general=[gate])["retention"].held == "broken"
 
 
 SPEED = Speed(8, Percentiles(0.1, 0.2), Percentiles(0.3, 0.9), 10.0, None, None, 20.0, 3.0)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binom, binomtest, multinomial, norm
+from scipy.stats import binom, binomtest, multinomial, norm, ttest_rel
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import NormalIndPower
@@ -14,6 +14,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 from luthier.evaluation.power import mcnemar_power, minimum_detectable_difference, required_rows
 from luthier.evaluation.statistics import (
     compare,
+    compare_means,
     holm,
     mcnemar_p_value,
     over_seeds,
@@ -195,6 +196,22 @@ def test_minimum_detectable_difference_shrinks_with_rows() -> None:
 def test_holm_is_statsmodels(p_values: list[float]) -> None:
     expected = multipletests(p_values, method="holm")[1]
     assert holm(p_values) == pytest.approx(list(expected))
+
+
+def test_paired_means_are_scipys() -> None:
+    new, old = [0.3, 0.9, 0.4, 0.8], [0.5, 0.9, 0.7, 0.9]
+    found, expected = compare_means(new, old), ttest_rel(new, old)
+    assert found is not None
+    assert found.difference == pytest.approx(-0.15)
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert found.interval == pytest.approx(tuple(expected.confidence_interval()))
+
+
+def test_paired_means_without_spread_or_rows() -> None:
+    same = compare_means([0.5, 0.5], [0.5, 0.5])
+    assert same is not None
+    assert (same.difference, same.p_value) == (0.0, 1.0)
+    assert compare_means([0.5], [0.4]) is None
 
 
 def test_holm_of_nothing() -> None:

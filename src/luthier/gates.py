@@ -53,6 +53,7 @@ GATES: Mapping[str, str] = {
     "beats-baseline": "F33: better than the best prompted baseline on the same rows",
     "retention": "F34: the loss on general text rose no more than the limit",
     "retention-questions": "F34: general questions are answered as well as before",
+    "harness-kept": "F34: no task of lm-evaluation-harness is surely answered worse than before",
     "as-tuned": "F29: what is served is not surely worse than the tuned model on the same rows",
     "ship": "every rule by which the model is to be shipped holds",
     "merge-parity": "F27: merged logits equal base + adapter",

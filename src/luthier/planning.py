@@ -159,7 +159,7 @@ class Planner:
             inputs={slot: artifact.digest for slot, artifact in inputs.items()},
             files=hash_files(stage.files(section)),
             seed=self.config.seed if stage.uses_seed else None,
-            packages=package_versions(stage.packages),
+            packages=package_versions((*stage.packages, *stage.optional_packages(section))),
         )
         recipe = Recipe(
             stage=stage.name,

@@ -97,7 +97,7 @@ class Measured:
     old: Sequence[Answer] | None = None
     paired: PairedTest | None = None
     target: Target | None = None
-    retention: Sequence[Gate] = ()
+    general: Sequence[Gate] = ()
 
 
 def weigh(rules: Sequence[Rule]) -> ShipVerdict:
@@ -137,7 +137,7 @@ def judge_rules(section: ShipSection, measured: Measured) -> list[Rule]:
         rules.append(_floor(section.min_class_recall, measured))
     if measured.labels and measured.old is not None and section.max_class_drop is not None:
         rules.append(_drop(section.max_class_drop, measured, measured.old))
-    rules += [_of_gate(gate) for gate in measured.retention]
+    rules += [_of_gate(gate) for gate in measured.general]
     if section.max_cut_off is not None:
         cut = [answer.stop_reason == "length" for answer in measured.answers]
         rules.append(_share("answers-end", cut, section.max_cut_off, "cut off"))

@@ -42,6 +42,17 @@ class PairedTest:
 
 
 @dataclass(frozen=True)
+class PairedMeans:
+    """Two systems' values of the same rows: mean of new minus old, 95 % interval and p-value of
+    Student's paired t test."""
+
+    rows: int
+    difference: float
+    interval: Interval
+    p_value: float
+
+
+@dataclass(frozen=True)
 class OverSeeds:
     """One measure over several training seeds; of a single seed nothing but the value is known."""
 
@@ -188,6 +199,21 @@ def difference_of_means(new: Sequence[float], old: Sequence[float]) -> tuple[flo
         return difference, (difference, difference)
     low, high = ttest_ind(new, old, equal_var=False).confidence_interval(CONFIDENCE)
     return difference, (float(low), float(high))
+
+
+def compare_means(new: Sequence[float], old: Sequence[float]) -> PairedMeans | None:
+    """Student's paired t test; None for fewer than two rows, which have no interval."""
+    from scipy.stats import ttest_1samp
+
+    differences = [n - o for n, o in zip(new, old, strict=True)]
+    interval = ratio_interval(differences, [1.0] * len(differences))
+    if interval is None:
+        return None
+    if len(set(differences)) == 1:  # without spread there is no t: equal, or surely not
+        p_value = 1.0 if differences[0] == 0 else 0.0
+    else:
+        p_value = float(ttest_1samp(differences, 0.0).pvalue)
+    return PairedMeans(len(differences), fmean(differences), interval, p_value)
 
 
 def compare(new: Sequence[bool], old: Sequence[bool], *, alpha: float) -> PairedTest:

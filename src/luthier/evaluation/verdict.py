@@ -5,15 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.evaluation.answers import Answer
+from luthier.evaluation.general import GeneralLimits, Shown, judge_general
 from luthier.evaluation.linear import compare_linear
 from luthier.evaluation.production import compare_production, describe_production
-from luthier.evaluation.retention import (
-    Remembered,
-    RetentionSection,
-    compare_retention,
-    describe_retention,
-    retention_gates,
-)
 from luthier.evaluation.shipping import (
     Measured,
     ShipSection,
@@ -29,14 +23,14 @@ from luthier.gates import Gate
 
 @dataclass(frozen=True)
 class Candidate:
-    """The tuned system: its answers to the test rows, their summary, what it remembers of general
-    text, after what its base does, and the production model's version and answers."""
+    """The tuned system: its answers to the test rows, their summary, what it can do of what it was
+    not tuned for, after what its base can, and the production model's version and answers."""
 
     name: str
     answers: Sequence[Answer]
     measured: Mapping[str, Any]
     labels: Sequence[str]
-    remembered: tuple[Remembered, Remembered] | None
+    general: tuple[Shown, Shown] | None
     production: "tuple[str, Sequence[Answer]] | None" = None
 
 
@@ -45,7 +39,7 @@ class Limits:
     """What the config says of the verdict."""
 
     ship: ShipSection
-    retention: RetentionSection | None
+    general: GeneralLimits
     alpha: float
     seed: int
 
@@ -63,7 +57,7 @@ class Judged:
 def judge(candidate: Candidate, baseline: Baseline | None, limits: Limits) -> Judged:
     """Compare and weigh; what was not measured has no rule."""
     found: dict[str, Any] = {}
-    gates, lines, of_retention = list[Gate](), list[str](), list[Gate]()
+    gates = list[Gate]()
     paired = None
     if baseline is not None:
         paired = compare_rows(
@@ -74,12 +68,9 @@ def judge(candidate: Candidate, baseline: Baseline | None, limits: Limits) -> Ju
         )
         found["compared"] = {"new": candidate.name, "old": baseline.name}
         gates.append(beats_baseline(paired, candidate.name, baseline.name))
-    if candidate.remembered is not None and limits.retention is not None:
-        before, after = candidate.remembered
-        kept = compare_retention(before, after, alpha=limits.alpha)
-        of_retention = retention_gates(kept, limits.retention)
-        lines = describe_retention(kept)
-        found["retention"] = kept
+    general = judge_general(candidate.general, limits.general, alpha=limits.alpha)
+    found |= general.summary
+    lines = general.lines
     rules = judge_rules(
         limits.ship,
         Measured(
@@ -91,7 +82,7 @@ def judge(candidate: Candidate, baseline: Baseline | None, limits: Limits) -> Ju
             old=baseline.answers if baseline else None,
             paired=paired,
             target=baseline.target if baseline else None,
-            retention=of_retention,
+            general=general.gates,
         ),
     )
     if candidate.production is not None and limits.ship.max_production_drop is not None:
@@ -112,7 +103,7 @@ def judge(candidate: Candidate, baseline: Baseline | None, limits: Limits) -> Ju
         rules.append(rule)
     verdict = weigh(rules)
     found["ship"] = verdict.as_json()
-    gates += of_retention
+    gates += general.gates
     if limits.ship.require:
         gates.append(ship_gate(verdict))
     return Judged(found, paired, gates, [*lines, describe_verdict(verdict)])

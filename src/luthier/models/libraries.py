@@ -30,6 +30,8 @@ def quiet_libraries() -> None:
     )
     # bitsandbytes 0.50 says on some CPUs that it finds no quicker kernels on the hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # lm-eval 0.4.13 says on every model and task what it makes of its own defaults.
+    logging.getLogger("lm_eval").setLevel(logging.CRITICAL)
     from transformers.utils import logging as chatter
 
     chatter.set_verbosity_error()

@@ -80,6 +80,10 @@ def _no_files(_section: Any) -> Sequence[Path]:
     return ()
 
 
+def _no_packages(_section: Any) -> Sequence[str]:
+    return ()
+
+
 def _no_check(_section: Any, _filled: frozenset[str]) -> None:
     pass
 
@@ -89,13 +93,14 @@ class Stage(Generic[SectionT]):
     """One stage of the pipeline. A module in `luthier.stages` with a `STAGE` of this type adds it.
 
     `version` is raised whenever the same inputs give another result. `packages` are the
-    distributions whose version is part of the key; so are the seed and the run's name for a stage
-    that uses them. `files` lists what the section reads from outside the store; their content is
-    part of the key. `check` raises for what would make the stage fail hours later, such as a
-    missing program; it gets the names of the slots that are filled. `order` is the place in the
-    pipeline. `checkpoints` names the folder, in the workspace's scratch folder, where a stage that
-    trains seals its checkpoints (`luthier.training.checkpoints`); with it, a run that differs from
-    an interrupted one is refused, and can be forked from it.
+    distributions whose version is part of the key, `optional_packages` those that only some
+    sections use; so are the seed and the run's name for a stage that uses them. `files` lists what
+    the section reads from outside the store; their content is part of the key. `check` raises for
+    what would make the stage fail hours later, such as a missing program; it gets the names of the
+    slots that are filled. `order` is the place in the pipeline. `checkpoints` names the folder, in
+    the workspace's scratch folder, where a stage that trains seals its checkpoints
+    (`luthier.training.checkpoints`); with it, a run that differs from an interrupted one is
+    refused, and can be forked from it.
     """
 
     name: str
@@ -109,6 +114,7 @@ class Stage(Generic[SectionT]):
     uses_seed: bool = False
     uses_name: bool = False
     packages: tuple[str, ...] = ()
+    optional_packages: Callable[[SectionT], Sequence[str]] = _no_packages
     files: Callable[[SectionT], Sequence[Path]] = _no_files
     check: Callable[[SectionT, frozenset[str]], None] = _no_check
     checkpoints: str | None = None

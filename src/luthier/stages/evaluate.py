@@ -1,6 +1,7 @@
 """Stage `evaluate`: the tuned model on the test rows, against the best prompted baseline."""
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from luthier.config import Field, Section, result_free
@@ -9,6 +10,8 @@ from luthier.evaluation.answers import Answer, Scoring, write_answers
 from luthier.evaluation.asking import Plan, ask, local_speed, longest_reply, usable_scoring
 from luthier.evaluation.before_after import ask_pairs, compare_task, describe_task, kept_gate
 from luthier.evaluation.engine import Asked
+from luthier.evaluation.general import General, GeneralLimits, Shown
+from luthier.evaluation.harness_section import HarnessSection
 from luthier.evaluation.held_out_pairs import (
     HeldOutPair,
     behaviour,
@@ -21,13 +24,7 @@ from luthier.evaluation.journal import Collected
 from luthier.evaluation.judging import JudgeSection
 from luthier.evaluation.production import NAME, ask_production
 from luthier.evaluation.prompts import label_tokens, trained_prompts
-from luthier.evaluation.retention import (
-    Material,
-    Remembered,
-    RetentionSection,
-    load_material,
-    remember,
-)
+from luthier.evaluation.retention import RetentionSection
 from luthier.evaluation.rows import load_rows
 from luthier.evaluation.shipping import ShipSection
 from luthier.evaluation.slices import analyse_errors, write_errors
@@ -61,6 +58,9 @@ class EvaluateSection(Section):
     )
     retention: RetentionSection | None = Field(
         None, description="what is left of what the base could do; null: not measured"
+    )
+    harness: HarnessSection | None = Field(
+        None, description="tasks of lm-evaluation-harness that must not be lost; null: none"
     )
     judge: JudgeSection | None = Field(
         None, description="says which answer is better, the tuned model's or the best baseline's"
@@ -104,7 +104,7 @@ class EvaluateSection(Section):
 def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> StageResult:
     """Answer every test row with the prompt of training; compare with the best baseline, and after
     dpo with the adapter before it; say whether it is to be shipped."""
-    questions = _questions(section, inputs)
+    questions = _questions(section, inputs, workspace)
     plan = questions.plan
     asked = {
         name: _ask(name, inputs[slot], questions, inputs, workspace)
@@ -122,10 +122,10 @@ def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> 
         answers=compared,
         measured=summary["systems"][compared[0].system],
         labels=plan.info.labels,
-        remembered=asked[_SYSTEM].remembered,
+        general=asked[_SYSTEM].general,
         production=(production.ref, others[f"{NAME}/{plan.scoring[0]}"]) if production else None,
     )
-    limits = Limits(section.ship, section.retention, section.alpha, inputs.seed)
+    limits = Limits(section.ship, questions.general.limits, section.alpha, inputs.seed)
     judged = judge(candidate, baseline, limits)
     gates, lines = list(judged.gates), list(judged.lines)
     summary |= judged.summary
@@ -176,32 +176,32 @@ def _summarise(
 
 @dataclass(frozen=True)
 class _Questions:
-    """What the models are asked: the test rows, and perhaps held-out pairs and general text."""
+    """What the models are asked: the test rows, and perhaps held-out pairs and what is general."""
 
     plan: Plan
     pairs: list[HeldOutPair]
-    material: Material | None
+    general: General
     speed_rows: int
 
 
 @dataclass(frozen=True)
 class _Answered:
     """What one adapter answered: the test rows, by system, and the held-out pairs' prompts;
-    and of general text what the base makes and what the adapter does."""
+    and what the base and the adapter can do of what was not tuned for."""
 
     answers: dict[str, list[Answer]]
     spent: Collected
     speed: Speed | None
     pair_answers: list[Answer]
     pair_tokens: list[int]
-    remembered: tuple[Remembered, Remembered] | None
+    general: tuple[Shown, Shown] | None
 
     def all_answers(self) -> list[Answer]:
         """One after another."""
         return [one for found in self.answers.values() for one in found] + self.pair_answers
 
 
-def _questions(section: EvaluateSection, inputs: StageInputs) -> _Questions:
+def _questions(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> _Questions:
     dataset = inputs["dataset"].path
     info = read_info(dataset)
     rows = load_rows(dataset, "test", section.limit_rows, inputs.seed)
@@ -212,14 +212,12 @@ def _questions(section: EvaluateSection, inputs: StageInputs) -> _Questions:
         max_new_tokens=section.max_new_tokens or longest_reply(rows) + _MARGIN_TOKENS,
         reading="exact",
     )
-    preferences, retention = inputs.get("preferences"), section.retention
+    preferences = inputs.get("preferences")
     has_before = inputs.get("before") is not None
     return _Questions(
         plan,
         pairs=load_pairs(preferences.path) if preferences and has_before else [],
-        material=load_material(retention, load_tokenizer(inputs["base"].path))
-        if retention
-        else None,
+        general=General(_general(section), inputs["base"].path, inputs.seed, workspace),
         speed_rows=section.speed_rows,
     )
 
@@ -239,19 +237,17 @@ def _ask(
     prompts = trained_prompts(plan.info.task, plan.rows)
     answers, spent = ask(system, prompts, plan, workspace)
     speed = local_speed(model, tokenizer, plan, prompts, spent, questions.speed_rows)
-    remembered = None
-    if questions.material is not None and name == _SYSTEM:
-        after = remember(name, model, tokenizer, questions.material, workspace)
-        with without_adapter(model, base, adapter) as plain:
-            before = remember("base", plain, tokenizer, questions.material, workspace)
-        remembered = (before, after)
+    general = None
+    if name == _SYSTEM:
+        plain = partial(without_adapter, model, base, adapter)
+        general = questions.general.ask(name, model, tokenizer, plain)
     said, tokens = list[Answer](), list[int]()
     if questions.pairs:
         pairs = questions.pairs
         longest = max(max(len(one.row.reference), one.rejected_tokens) for one in pairs)
         free = Asked(tuple(plan.info.stop_token_ids), max(longest, plan.max_new_tokens))
         said, tokens = ask_pairs(name, model, tokenizer, pairs, free, workspace)
-    return _Answered(answers, spent, speed, said, tokens, remembered)
+    return _Answered(answers, spent, speed, said, tokens, general)
 
 
 def _before_and_after(
@@ -287,6 +283,10 @@ def _before_and_after(
     )
 
 
+def _general(section: EvaluateSection) -> GeneralLimits:
+    return GeneralLimits(section.retention, section.harness)
+
+
 STAGE = Stage(
     name="evaluate",
     order=60,
@@ -295,7 +295,8 @@ STAGE = Stage(
     version=4,
     section=EvaluateSection,
     run=run,
-    files=lambda section: section.retention.files() if section.retention else [],
+    check=lambda section, _filled: _general(section).check(),
+    files=lambda section: _general(section).files(),
     slots=(
         Slot("base", "base", ("base",)),
         Slot("dataset", "dataset", ("prepare",)),
@@ -307,4 +308,5 @@ STAGE = Stage(
     ),
     uses_seed=True,
     packages=("torch", "transformers", "peft", "bitsandbytes"),
+    optional_packages=lambda section: _general(section).packages(),
 )
