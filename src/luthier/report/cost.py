@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _RANGES_SHOWN = 3
+_LEAST_SHOWN_MONTHS = 0.1
 PAID_BACK = "Paid back: months until what is saved has paid the training."
 # Costs that differ by less are the same: at a crossover both are the cheapest.
 _SAME = 1e-9
@@ -257,4 +258,8 @@ def spell_number(number: float) -> str:
 
 def spell_months(months: float | None) -> str:
     """`3.2`; never where nothing is saved."""
-    return "never" if months is None else spell_number(float(f"{months:.2g}"))
+    if months is None:
+        return "never"
+    if months < _LEAST_SHOWN_MONTHS:
+        return f"under {_LEAST_SHOWN_MONTHS}"
+    return spell_number(float(f"{months:.2g}"))
