@@ -10,6 +10,7 @@ import torch
 from luthier.config import load_config
 from luthier.errors import ConfigError, ModelError
 from luthier.models.loading import load_model
+from luthier.models.lora import LoraSection, attach
 from luthier.models.merging import dequantised_weights
 from luthier.models.quantization import (
     QuantizationSection,
@@ -77,6 +78,27 @@ def test_int8_runs_on_this_device(tiny_base: Path) -> None:
     with torch.inference_mode():
         found, wanted = model(ids).logits, plain(ids).logits
     assert 0 < float((found - wanted).abs().max()) < 0.1 * float(wanted.abs().max())
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_what_was_evaluated_trains_as_what_was_not(kind: str, tiny_base: Path) -> None:
+    """On a processor with AVX512-BF16 bitsandbytes would repack the weights in the evaluation, and
+    nothing would flow back through them."""
+    ids = torch.tensor([[1, 9690, 198, 2683, 2]])
+
+    def gradients(*, evaluated: bool) -> dict[str, torch.Tensor]:
+        model = attach(load_model(tiny_base, quantization=kind), LoraSection(r=4), seed=3)
+        if evaluated:
+            with torch.inference_mode():
+                model(ids.to(model.device))
+        model.train()
+        model(ids.to(model.device), labels=ids.to(model.device)).loss.backward()
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    plain, after = gradients(evaluated=False), gradients(evaluated=True)
+    assert len(plain) == 28
+    assert max(float(gradient.abs().max()) for gradient in plain.values()) > 0
+    assert all(torch.equal(after[name], gradient) for name, gradient in plain.items())
 
 
 @pytest.mark.parametrize(

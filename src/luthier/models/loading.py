@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.errors import ModelError
 from luthier.models.libraries import quick_imports, quiet_libraries
-from luthier.models.quantization import DType, Quantization, bitsandbytes_config
+from luthier.models.quantization import DType, Quantization, bitsandbytes_config, keep_layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,6 +56,15 @@ def pick_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def _place(device: str) -> str | int:
+    """A GPU by number: of several processes each has its own, and accelerate 1.15 refuses a
+    quantised base that is on another than its process's."""
+    import torch
+
+    found = pick_device() if device == "auto" else device
+    return torch.cuda.current_device() if found == "cuda" else found
+
+
 def load_model(
     folder: Path,
     *,
@@ -90,18 +99,15 @@ def load_model(
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if quantization is not None:
         options["quantization_config"] = bitsandbytes_config(quantization, dtype)
-    place: str | int = pick_device() if device == "auto" else device
-    if place == "cuda":
-        # By number: of several processes each has its own, and accelerate 1.15 refuses a
-        # quantised base that is on another than its process's.
-        place = torch.cuda.current_device()
-    options["device_map"] = {"": place}
+    options["device_map"] = {"": _place(device)}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: the model does not load: {error}") from error
+    if quantization is not None:
+        keep_layout(model)
     if adapter is not None:
         model = PeftModel.from_pretrained(
             model, str(adapter), torch_device=str(model.device), autocast_adapter_dtype=False

@@ -97,6 +97,18 @@ def quantised_modules(model: "nn.Module") -> "Iterator[tuple[str, nn.Module]]":
             yield name, module
 
 
+def keep_layout(model: "nn.Module") -> None:
+    """Keep 4-bit layers from repacking their weights for inference on a CPU.
+
+    bitsandbytes 0.50 does so in the first forward in eval mode on processors with AVX512-BF16
+    (nn/modules.py, Linear4bit.forward), for good. From then on products are rounded to bfloat16
+    whatever the compute dtype, and nothing flows back through them: the operator has no gradient.
+    A model that is evaluated before or while it trains gets wrong gradients, with a warning only.
+    """
+    for _, module in quantised_modules(model):
+        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
 def dequantised(module: "nn.Module") -> "Tensor":
     """The float32 weights (out, in) that a quantised layer computes with."""
     from peft.utils.integrations import dequantize_module_weight
