@@ -97,22 +97,26 @@ def likeliest(
         assert reply.label_log_p is not None
         scores = [_rounded(score) for score in reply.label_log_p]
         known = [-math.inf if score is None else score for score in scores]
-        predicted = labels[known.index(max(known))]
-        answers.append(
-            Answer(
-                system=system,
-                id=row.id,
-                expected=row.expected,
-                answer=predicted,
-                predicted=predicted,
-                correct=predicted == row.expected,
-                stop_reason="stop",
-                label_log_probability=scores,
-                reference_log_probability=None,
-                reference_tokens=None,
-            )
-        )
+        answers.append(labelled(system, row, labels[known.index(max(known))], scores))
     return answers
+
+
+def labelled(
+    system: str, row: AskedRow, label: str, scores: list[float | None] | None = None
+) -> Answer:
+    """A label as the whole answer, of a system that writes no text."""
+    return Answer(
+        system=system,
+        id=row.id,
+        expected=row.expected,
+        answer=label,
+        predicted=label,
+        correct=label == row.expected,
+        stop_reason="stop",
+        label_log_probability=scores,
+        reference_log_probability=None,
+        reference_tokens=None,
+    )
 
 
 def write_answers(folder: Path, answers: Sequence[Answer]) -> None:

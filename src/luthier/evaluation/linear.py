@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from luthier.data.classical import predict
-from luthier.evaluation.answers import Answer
+from luthier.evaluation.answers import Answer, labelled
 from luthier.evaluation.rows import AskedRow
 from luthier.evaluation.shipping import Held, Rule, said_difference
 from luthier.evaluation.statistics import PairedTest
@@ -23,21 +23,7 @@ def linear_answers(train: Sequence[AskedRow], rows: Sequence[AskedRow], seed: in
         [row.question for row in rows],
         seed,
     )
-    return [
-        Answer(
-            system=LINEAR,
-            id=row.id,
-            expected=row.expected,
-            answer=label,
-            predicted=label,
-            correct=label == row.expected,
-            stop_reason="stop",
-            label_log_probability=None,
-            reference_log_probability=None,
-            reference_tokens=None,
-        )
-        for row, label in zip(rows, labels, strict=True)
-    ]
+    return [labelled(LINEAR, row, label) for row, label in zip(rows, labels, strict=True)]
 
 
 def compare_linear(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import StoreError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from luthier.evaluation.several import Contestant, SeedGroup, Several
     from luthier.store import Artifact, Store
+    from luthier.store.history import Find
 
 _STAGE = "evaluate"
 _MEASURED_KINDS = ("adapter", "model", "bundle")
@@ -53,7 +55,8 @@ def compare_versions(store: "Store", references: Sequence[str], system: str | No
             f"{' '.join(references)} is one evaluation only, {found[0].ref}. Name another beside "
             "it: luthier ls shows what there is."
         )
-    measured = [_measured(store, artifact, system) for artifact in found]
+    find = cache(store.find)
+    measured = [_measured(artifact, find, system) for artifact in found]
     metrics = {metric for metric, _ in measured}
     if len(metrics) > 1:
         raise StoreError(
@@ -65,7 +68,7 @@ def compare_versions(store: "Store", references: Sequence[str], system: str | No
         metric=metric_word(metrics.pop()),
         several=compare_several([one for _, one in measured], alpha=_ALPHA),
         differences={
-            one.ref: ancestral_differences(first, one.manifest, store.find) for one in found[1:]
+            one.ref: ancestral_differences(first, one.manifest, find) for one in found[1:]
         },
     )
 
@@ -93,9 +96,7 @@ def _evaluations(store: "Store", text: str) -> "list[Artifact]":
     )
 
 
-def _measured(
-    store: "Store", artifact: "Artifact", system: str | None
-) -> "tuple[str, Contestant]":
+def _measured(artifact: "Artifact", find: "Find", system: str | None) -> "tuple[str, Contestant]":
     """The first metric of its task, and what it answered."""
     from luthier.errors import DataError
     from luthier.evaluation.answers import read_answers
@@ -109,12 +110,12 @@ def _measured(
         known = ", ".join(summary["systems"])
         raise DataError(f"{artifact.ref} has no system {name}. It has {known}.")
     metric = summary["primary_metric"]
-    seeds = seeds_of(artifact.manifest, store.find)
+    seeds = seeds_of(artifact.manifest, find)
     return metric, Contestant(
         name=artifact.ref,
         answers=answers[name],
         seed=seeds[0] if len(seeds) == 1 else None,
-        made_by=f"{name} {seedless_digest(artifact.manifest, store.find)}",
+        made_by=f"{name} {seedless_digest(artifact.manifest, find)}",
         score=summary["systems"][name]["metrics"][metric],
     )
 
@@ -125,14 +126,15 @@ def seeds_beside(store: "Store", evaluation: "Artifact") -> "SeedGroup | None":
     from luthier.evaluation.several import group_seeds
     from luthier.store.seeds import seedless_digest
 
-    wanted = seedless_digest(evaluation.manifest, store.find)
+    find = cache(store.find)
+    wanted = seedless_digest(evaluation.manifest, find)
     alike = [
         one
         for one in reversed(store.artifacts())
         if one.manifest.stage == evaluation.manifest.stage
-        and seedless_digest(one.manifest, store.find) == wanted
+        and seedless_digest(one.manifest, find) == wanted
     ]
-    groups = group_seeds([_measured(store, one, None)[1] for one in alike])
+    groups = group_seeds([_measured(one, find, None)[1] for one in alike])
     return groups[0] if groups else None
 
 
