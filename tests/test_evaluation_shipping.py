@@ -10,16 +10,19 @@ from luthier.evaluation.acceptance import Served, accept_served
 from luthier.evaluation.answers import Answer
 from luthier.evaluation.class_changes import class_changes
 from luthier.evaluation.metrics import Answered, measure
+from luthier.evaluation.power import two_digits
 from luthier.evaluation.shipping import (
     Measured,
     Rule,
     ShipSection,
+    against,
     judge_rules,
     read_verdict,
     ship_gate,
     weigh,
 )
 from luthier.evaluation.speed import Percentiles, Speed
+from luthier.evaluation.statistics import compare, paired_interval, rows_to_rule_out
 from luthier.gates import check
 
 LABELS = ("ant", "bee", "cat")
@@ -165,6 +168,23 @@ def accepted(found: list[Answer], **limits: Any) -> list[Rule]:
     served = [Served("q8_0/generation", found, SPEED)]
     options = {"max_drop": 0.02, "max_p95_seconds": None, "alpha": 0.05} | limits
     return accept_served(served, answers(EXPECTED, EXPECTED), **options).rules
+
+
+def test_what_cannot_be_told_says_how_many_rows_would_show_it() -> None:
+    """One row gained and one lost of 200: the interval is 2.3 points wide at either side."""
+    test = compare([True, False] + [True] * 198, [False, True] + [True] * 198, alpha=0.05)
+    rule = against("as-tuned", "the tuned model", test, 0.02)
+    assert rule.held == "cannot tell"
+    needed = rows_to_rule_out(test, 0.02)
+    assert needed is not None
+    assert f"which about {two_digits(needed)} rows would show" in rule.said
+    low, _ = paired_interval(3, 3, 600)
+    assert low > -0.02
+    assert 200 < needed < 600
+    wide = compare([True, False] * 100, [False, True] * 100, alpha=0.05)
+    assert rows_to_rule_out(wide, 0.02) == pytest.approx(1.96**2 / 0.02**2, rel=0.02)
+    worse = compare([False] * 10 + [True] * 190, [True] * 200, alpha=0.05)
+    assert rows_to_rule_out(worse, 0.02) is None
 
 
 def test_what_is_served_may_not_be_worse() -> None:

@@ -13,7 +13,7 @@ def compare(
     references: Annotated[
         list[str],
         typer.Argument(
-            metavar="REF...",
+            metavar="REF",
             help="evaluations, or adapters and models that were evaluated, the first is compared "
             "with; or a run's name for all its evaluations",
         ),

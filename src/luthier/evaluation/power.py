@@ -72,3 +72,9 @@ def required_rows(only_new: int, only_old: int, rows: int, alpha: float) -> int 
         else:
             low = middle
     return high
+
+
+def two_digits(rows: int) -> int:
+    """A number of rows as it is said: up, to two digits; more would be false."""
+    unit: int = 10 ** max(0, len(str(rows)) - 2)
+    return -(-rows // unit) * unit

@@ -12,8 +12,9 @@ from luthier.config import Field, Section
 from luthier.errors import ConfigError
 from luthier.evaluation.answers import Answer
 from luthier.evaluation.class_changes import class_changes
+from luthier.evaluation.power import two_digits
 from luthier.evaluation.refusals import is_refusal
-from luthier.evaluation.statistics import PairedTest, wilson_interval
+from luthier.evaluation.statistics import PairedTest, rows_to_rule_out, wilson_interval
 from luthier.evaluation.target import Target
 from luthier.gates import Gate, check
 
@@ -196,6 +197,9 @@ def against(rule: str, what: str, test: PairedTest, max_drop: float) -> Rule:
     elif high < -max_drop:
         held = "broken"
     said = f"{said_difference(test, what)}; at most {100 * max_drop:.1f} below"
+    needed = rows_to_rule_out(test, max_drop) if held == "cannot tell" else None
+    if needed is not None:
+        said += f", which about {two_digits(needed):,} rows would show"
     return Rule(rule, held, said)
 
 

@@ -100,7 +100,27 @@ def paired_interval(only_new: int, only_old: int, rows: int) -> Interval:
     )
 
 
-def _lowest_difference(gained: int, lost: int, rows: int) -> float:
+def rows_to_rule_out(test: "PairedTest", drop: float) -> int | None:
+    """With how many rows the whole interval would lie above a drop of so much, if as many of them
+    differed in either direction as here; None where the difference itself does not."""
+    if test.difference <= -drop:
+        return None
+
+    def is_above(rows: float) -> bool:
+        scale = rows / test.rows
+        gained, lost = test.only_new_correct * scale, test.only_old_correct * scale
+        return _lowest_difference(gained, lost, rows) > -drop
+
+    low, high = 0.0, float(test.rows)
+    while not is_above(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_above(middle) else (middle, high)
+    return math.ceil(high)
+
+
+def _lowest_difference(gained: float, lost: float, rows: float) -> float:
     """The smallest difference that these counts do not contradict, by bisection."""
     z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     low, high = -1.0, (gained - lost) / rows

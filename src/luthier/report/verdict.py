@@ -96,9 +96,10 @@ def _more_rows(comparison: Comparison) -> str:
     needed = comparison.rows_needed
     if needed is None:
         return "a smaller one needs more rows"
-    unit = 10 ** max(0, len(str(needed)) - 2)
-    rounded = -(-needed // unit) * unit  # up, to two digits
-    return f"for one as large as seen here about {spelling.count(rounded)} rows would do"
+    from luthier.evaluation.power import two_digits
+
+    enough = spelling.count(two_digits(needed))
+    return f"for one as large as seen here about {enough} rows would do"
 
 
 def _measured(scores: Scores, ready: Mapping[str, int]) -> Verdict:
