@@ -140,7 +140,7 @@ def test_the_readmes_stage_is_a_stage_and_its_format_a_format(tmp_path: Path) ->
     from luthier.stages.contract import StageInputs
     from luthier.store.artifact import Workspace
 
-    stage_example, format_example = readme_blocks("python")
+    stage_example, format_example, _ = readme_blocks("python")
     imports = (
         "import json\nfrom luthier.config import Field, Section\n"
         "from luthier.data.dataset import load_split\n"
@@ -167,3 +167,21 @@ def test_the_readmes_stage_is_a_stage_and_its_format_a_format(tmp_path: Path) ->
         formats.ROW_FORMATS.clear()
         formats.ROW_FORMATS.update(registered)
     assert [message["content"] for message in made.messages] == ["why?", "so"]
+
+
+def test_the_readmes_metric_is_measured() -> None:
+    from luthier.evaluation.answers import Answer
+    from luthier.evaluation.metrics import METRICS, Answered, measure
+
+    example = readme_blocks("python")[2]
+    registered = dict(METRICS)
+    said = [
+        Answer("s", "r", "x", text, text, False, "stop", None, None, None) for text in ("a", "bcd")
+    ]
+    try:
+        exec(compile(example, "README", "exec"), {})
+        found = measure(Answered(said, [], seed=7), "chat")
+    finally:
+        METRICS.clear()
+        METRICS.update(registered)
+    assert found["metrics"]["mean_answer_characters"] == 2

@@ -1,9 +1,14 @@
-"""All metrics, measured. Importing this registers them: one decorated function each."""
+"""All metrics, measured: one decorated function each.
 
+A module `*_metrics.py` beside this one adds those that it has; nothing else registers them.
+"""
+
+import importlib
+import pkgutil
 from typing import Any
 
+from luthier import evaluation
 from luthier.data.rows import Task
-from luthier.evaluation import calibration  # noqa: F401, registers its metrics
 from luthier.evaluation.classification_metrics import OTHER, macro_f1_change
 from luthier.evaluation.extraction_metrics import json_object, key_hits
 from luthier.evaluation.registry import METRICS, Answered, Metric, metric
@@ -22,6 +27,10 @@ __all__ = [
     "metric",
     "nats_change",
 ]
+
+for _module in pkgutil.iter_modules(evaluation.__path__):
+    if _module.name.endswith("_metrics"):
+        importlib.import_module(f"{evaluation.__name__}.{_module.name}")
 
 PRIMARY: dict[Task, str] = {
     "classification": "accuracy",
