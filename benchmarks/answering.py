@@ -1,19 +1,21 @@
 """Label likelihoods and free answers: this engine against transformers, the same rows.
 
     luthier run configs/quickstart.yaml --until sft
-    python benchmarks/answering.py configs/quickstart.yaml --machine "2-core EPYC" [--rows 612]
+    python benchmarks/answering.py configs/quickstart.yaml --machine "2-core EPYC" [--rows 160]
 
 Label likelihoods: `LocalSystem`, which computes what all prompts begin with once and leaves out
-labels that can no longer win, against each label as its own full sequence through transformers,
-the labels of a row as one padded batch. Free answers: `LocalSystem` with many rows at once, the
-same with one row at a time, and `model.generate` with one row at a time. The systems take turns in
-blocks of rows, so that a machine that slows down slows them all.
+labels that can no longer win, and the same with every label scored in full, against each label as
+its own full sequence through transformers, the labels of a row as one padded batch. Free answers:
+`LocalSystem` with many rows at once, the same with one row at a time, and `model.generate` with
+one row at a time. The systems take turns in blocks of rows, so that a machine that slows down
+slows them all.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,19 +107,37 @@ def flat(system: LocalSystem, prompts: Sequence[Prompt]) -> list[Reply]:
 
 
 def compare_labels(
-    system: LocalSystem, model: "PreTrainedModel", prompts: Sequence[Prompt], asked: Asked
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Prompt],
+    asked: Asked,
 ) -> dict[str, Any]:
+    whole = replace(asked, all_labels=True)
+    best = LocalSystem("labels", model, tokenizer, asked)
+    every = LocalSystem("all labels", model, tokenizer, whole)
     seconds, found = by_turns(
         prompts,
         {
-            "luthier": lambda block: [reply.label_log_p for reply in flat(system, block)],
+            "luthier": lambda block: [reply.label_log_p for reply in flat(best, block)],
+            "luthier, every label": lambda block: [r.label_log_p for r in flat(every, block)],
             "full sequences": lambda block: [
                 score_each_label(model, prompt, asked) for prompt in block
             ],
         },
     )
+    plain = found.pop("full sequences")
+    return {
+        "rows": len(prompts),
+        "labels": len(asked.labels),
+        "seconds": seconds,
+        "times_faster": {name: seconds["full sequences"] / seconds[name] for name in found},
+        "agreement": {name: agreement(ours, plain) for name, ours in found.items()},
+    }
+
+
+def agreement(found: Sequence[Any], plain: Sequence[list[float]]) -> dict[str, Any]:
     largest, known, ruled_out_wrongly, other_best = 0.0, 0, 0, 0
-    for ours, theirs in zip(found["luthier"], found["full sequences"], strict=True):
+    for ours, theirs in zip(found, plain, strict=True):
         best = theirs.index(max(theirs))
         other_best += ours[best] is None or ours[best] != max(s for s in ours if s is not None)
         for mine, yours in zip(ours, theirs, strict=True):
@@ -127,12 +147,8 @@ def compare_labels(
                 known += 1
                 largest = max(largest, abs(mine - yours))
     return {
-        "rows": len(prompts),
-        "labels": len(asked.labels),
-        "seconds": seconds,
-        "times_faster": seconds["full sequences"] / seconds["luthier"],
-        "largest_difference_nats": largest,
         "scores_compared": known,
+        "largest_difference_nats": largest,
         "rows_with_another_best_label": other_best,
         "labels_ruled_out_wrongly": ruled_out_wrongly,
     }
@@ -194,8 +210,7 @@ def main() -> None:
     }
     if info.labels:
         labels = Asked(stops, labels=label_tokens(tokenizer, info, rows[0]))
-        scorer = LocalSystem("labels", model, tokenizer, labels)
-        result["label_likelihood"] = compare_labels(scorer, model, prompts, labels)
+        result["label_likelihood"] = compare_labels(model, tokenizer, prompts, labels)
     free = Asked(stops, max_new_tokens=longest_reply(rows) + 4)
     answerer = LocalSystem("answers", model, tokenizer, free)
     result["free_answers"] = compare_answers(answerer, model, tokenizer, prompts, free)

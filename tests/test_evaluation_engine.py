@@ -98,6 +98,16 @@ def test_packed_rows_equal_plain_rows(tiny: Any) -> None:
     assert_equals_plain(tiny, prompts, asked, answers(tiny, prompts, asked))
 
 
+def test_every_label_is_scored_where_all_are_asked_for(tiny: Any) -> None:
+    prompts = random_prompts(5)
+    asked = Asked((STOP,), 3, LABELS, all_labels=True)
+    found = answers(tiny, prompts, asked)
+    assert_equals_plain(tiny, prompts, asked, found)
+    assert all(None not in (result.label_log_p or [None]) for result in found)
+    few = answers(tiny, prompts, Asked((STOP,), 3, LABELS))
+    assert any(None in (result.label_log_p or []) for result in few)
+
+
 def test_with_an_adapter_packed_rows_equal_plain_rows() -> None:
     model = attach(random_model(), LoraSection(r=4, alpha=8), seed=2).eval()
     for name, parameter in model.named_parameters():

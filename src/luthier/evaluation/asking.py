@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """The dataset's rows, how they are scored, and how long an answer may be."""
+    """The dataset's rows, how they are scored, and how long an answer may be; `all_labels`: see
+    `Asked`."""
 
     info: DatasetInfo
     rows: Sequence[AskedRow]
     scoring: Sequence[Scoring]
     max_new_tokens: int
     reading: Reading
+    all_labels: bool = False
 
     def asked(self, labels: Sequence[tuple[int, ...]]) -> Asked:
         """The engine's orders; free-text tasks are always generated and never scored by label."""
@@ -33,6 +35,7 @@ class Plan:
             stop_token_ids=tuple(self.info.stop_token_ids),
             max_new_tokens=self.max_new_tokens if "generation" in self.scoring else 0,
             labels=tuple(labels) if "likelihood" in self.scoring else (),
+            all_labels=self.all_labels,
         )
 
 

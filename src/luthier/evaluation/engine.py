@@ -32,13 +32,15 @@ class Sampling:
 class Asked:
     """What to do with each prompt.
 
-    `max_new_tokens` counts the stop token, 0 generates nothing; `labels` are scored when given;
-    with `sampling` random answers are generated too.
+    `max_new_tokens` counts the stop token, 0 generates nothing; `labels` are scored when given,
+    with `all_labels` also those that cannot be the likeliest; with `sampling` random answers are
+    generated too.
     """
 
     stop_token_ids: tuple[int, ...]
     max_new_tokens: int = 0
     labels: tuple[tuple[int, ...], ...] = ()
+    all_labels: bool = False
     sampling: Sampling | None = None
 
 
@@ -162,7 +164,7 @@ class _Free:
 
 
 class _BestLabel:
-    """The likeliest label, exactly, without trying what cannot win.
+    """The likeliest label, exactly, without trying what cannot win, unless all are asked for.
 
     A label's first tokens alone are at least as likely as the whole label, so a label whose known
     part is less likely than a complete one is out. The likeliest parts are tried first, twice as
@@ -176,6 +178,7 @@ class _BestLabel:
         self._column = column
         self._stop_columns = [column[token] for token in asked.stop_token_ids]
         self._open: list[_Part] = []
+        self._all = asked.all_labels
         self._best = -math.inf
         self._width = 1
         self._visit(root, trie, 0.0)
@@ -187,9 +190,11 @@ class _BestLabel:
             for part in grown:
                 self._visit(part.node.children[part.token], part.trie, part.log_p)
         self._open = sorted(
-            (part for part in self._open if part.log_p >= self._best), key=lambda part: -part.log_p
+            (part for part in self._open if self._all or part.log_p >= self._best),
+            key=lambda part: -part.log_p,
         )
-        yield from ((part.node, (part.token,)) for part in self._open[: self._width])
+        now = self._open if self._all else self._open[: self._width]
+        yield from ((part.node, (part.token,)) for part in now)
         self._width *= 2
 
     def _visit(self, node: Node, trie: LabelTrie, log_p: float) -> None:

@@ -53,6 +53,11 @@ class EvaluateSection(Section):
         description="free answers, and for classification the likeliest label; "
         "the first is what is compared with the baseline",
     )
+    all_label_scores: bool = Field(
+        False,
+        description="score every label of a classification in full, also those that cannot be the "
+        "likeliest: slower, for rankings and thresholds of your own",
+    )
     max_new_tokens: int | None = Field(
         None, ge=1, description="of a free answer, stop token included; null: longest reply + 4"
     )
@@ -211,6 +216,7 @@ def _questions(section: EvaluateSection, inputs: StageInputs, workspace: Workspa
         scoring=usable_scoring(info, section.scoring),
         max_new_tokens=section.max_new_tokens or longest_reply(rows) + _MARGIN_TOKENS,
         reading="exact",
+        all_labels=section.all_label_scores,
     )
     preferences = inputs.get("preferences")
     has_before = inputs.get("before") is not None
