@@ -15,7 +15,7 @@ from luthier.errors import DataError
 from luthier.evaluation.answers import Answer
 from luthier.evaluation.metrics import Answered, measure, nats_change
 from luthier.evaluation.statistics import mean_share_interval, ratio_interval, wilson_interval
-from luthier.evaluation.target import judge_target
+from luthier.evaluation.target import Target, judge_target
 from luthier.evaluation.text_metrics import rouge_l_f1
 
 LABELS = ["net", "science", "web"]
@@ -207,3 +207,16 @@ def test_a_target_is_a_score_from_0_to_1() -> None:
     summary = {"task": "chat", "rows": 120, "best_system": "s", "systems": {"s": system}}
     with pytest.raises(DataError, match="task chat has exact_match, chrf, rouge_l, bleu"):
         judge_target(summary, "perplexity", 0.8)
+
+
+@pytest.mark.parametrize("name", ["exact_match", "same_json", "schema_valid", "field_f1"])
+def test_a_target_of_an_extraction(name: str) -> None:
+    said = '{"a": 1, "b": 2}'
+    rows = [answer('{"a": 1}' if n % 2 else said, said) for n in range(200)]
+    system = measure(Answered(rows, [], 7, json_schema='{"type": "object"}'), "extraction")
+    summary = {"task": "extraction", "rows": 200, "best_system": "s", "systems": {"s": system}}
+    target = Target.model_validate({"metric": name, "value": 0.95})
+    found = judge_target(summary, target.metric, target.value)
+    wanted = {"exact_match": 0.5, "same_json": 0.5, "schema_valid": 1.0, "field_f1": 6 / 7}
+    assert found.value == pytest.approx(wanted[name])
+    assert found.gap_interval[0] <= found.gap <= found.gap_interval[1]

@@ -20,9 +20,9 @@ Advice = Literal["improve-prompt", "fine-tune", "undecided", "too-few-rows"]
 class Target(Section):
     """What the model must reach to be of use."""
 
-    metric: Literal["accuracy", "macro_f1", "exact_match"] = Field(
-        "accuracy", description="the metric that has to reach it"
-    )
+    metric: Literal[
+        "accuracy", "macro_f1", "exact_match", "same_json", "schema_valid", "field_f1"
+    ] = Field("accuracy", description="the metric that has to reach it")
     value: float = Field(gt=0, le=1, description="its least useful value, as a share")
 
 
