@@ -8,7 +8,7 @@ import pytest
 from luthier.cli import call
 from luthier.errors import GateError, StoreError
 from luthier.gates import check
-from luthier.promoting import promote
+from luthier.promoting import newest_evaluation, promote
 from luthier.store import Artifact, Store
 from test_store_making import identity, make
 
@@ -162,3 +162,14 @@ def test_the_commands(
     assert "before: demo/model@v2" in capsys.readouterr().out
     assert call(["ls"]) == 0
     assert "demo/model@production" in capsys.readouterr().out
+
+
+def test_the_evaluation_of_a_model_is_none_that_it_was_only_compared_in(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    (first, old), (second, new) = model(store, 1), model(store, 2)
+    own = evaluation(store, first)
+    later = evaluation(store, second, production=old)
+    for made, wanted in ((first, own), (old, own), (second, later), (new, later)):
+        found = newest_evaluation(store, made)
+        assert found is not None
+        assert found.key == wanted.key

@@ -31,7 +31,7 @@ def promote(store: Store, text: str, tag: str) -> Promotion:
     if model.kind != "model":
         raise StoreError(f"{text} is of kind {model.kind}; what is promoted is a merged model.")
     name = text.partition("/")[0] if "/" in text else model.manifest.name
-    evaluation = _newest_evaluation(store, model)
+    evaluation = newest_evaluation(store, model)
     if evaluation is None:
         raise StoreError(
             f"{model.ref} was never evaluated: no evaluation in the store is of its adapter. Run "
@@ -46,10 +46,13 @@ def promote(store: Store, text: str, tag: str) -> Promotion:
     return Promotion(setting, evaluation.ref, current.ref if current else None)
 
 
-def _newest_evaluation(store: Store, model: Artifact) -> Artifact | None:
-    """The newest verdict on what is served, else that on the adapter it was merged from."""
-    adapter = next((ref.digest for ref in model.manifest.inputs if ref.slot == "adapter"), None)
-    wanted = {"accept": ("model", model.digest), "evaluate": ("adapter", adapter)}
+def newest_evaluation(store: Store, made: Artifact) -> Artifact | None:
+    """The newest verdict on what is served, a model or a bundle, else that on the adapter it was
+    merged from, or that it is; none in which it was only compared with."""
+    adapter = next((ref.digest for ref in made.manifest.inputs if ref.slot == "adapter"), None)
+    if made.kind == "adapter":
+        adapter = made.digest
+    wanted = {"accept": (made.kind, made.digest), "evaluate": ("adapter", adapter)}
     found = store.artifacts()
     for stage in _JUDGES:
         slot, digest = wanted[stage]

@@ -1,7 +1,7 @@
 """The tuned model against the version that is in production, on the same rows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from luthier.evaluation.answers import Answer
@@ -26,13 +26,7 @@ def ask_production(
     tokenizer = load_tokenizer(model.path)
     prompts = make_prompts(PromptForm(plan.info.task, None), tokenizer, plan.rows)
     stops = model.manifest.facts["stop_token_ids"]
-    of_its_own = Plan(
-        info=plan.info.model_copy(update={"stop_token_ids": stops}),
-        rows=plan.rows,
-        scoring=plan.scoring,
-        max_new_tokens=plan.max_new_tokens,
-        reading=plan.reading,
-    )
+    of_its_own = replace(plan, info=plan.info.model_copy(update={"stop_token_ids": stops}))
     labels = label_tokens(tokenizer, of_its_own.info, plan.rows[0])
     system = LocalSystem(NAME, load_model(model.path), tokenizer, of_its_own.asked(labels))
     return ask(system, prompts, of_its_own, workspace)

@@ -6,6 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import StoreError
+from luthier.promoting import newest_evaluation
 from luthier.report import spelling
 from luthier.report.scores import compared_system, metric_word
 from luthier.report.terminal import columns, facts, indented, printing, styled
@@ -86,10 +87,9 @@ def _evaluations(store: "Store", text: str) -> "list[Artifact]":
     if artifact.kind == "evaluation":
         return [artifact]
     if artifact.kind in _MEASURED_KINDS:
-        for one in store.artifacts():  # the newest first
-            used = {ref.key for ref in one.manifest.inputs}
-            if one.kind == "evaluation" and artifact.key in used:
-                return [one]
+        measured = newest_evaluation(store, artifact)
+        if measured is not None:
+            return [measured]
     raise StoreError(
         f"{artifact.ref} is of kind {artifact.kind}, and no evaluation of it is in the store. "
         "Name an evaluation, an adapter or a model that was evaluated, or a run."
