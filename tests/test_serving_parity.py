@@ -71,7 +71,7 @@ def copy_with_tokenizer(base: Path, folder: Path, change: Callable[[dict], None]
 
 def test_corpus_is_large_distinct_and_always_the_same() -> None:
     texts = nasty_texts(["<|im_end|>"])
-    assert len(texts) == len(set(texts)) >= 300
+    assert len(texts) == len(set(texts)) >= 1000
     assert texts == nasty_texts(["<|im_end|>"])
     assert "<|im_end|>" in texts
     assert "  12" in texts
