@@ -53,6 +53,13 @@ class ProbeSet:
     system_prompt: str | None
     from_messages: bool
     max_new_tokens: int
+    answer_regex: str | None = None
+
+    def is_expected(self, text: str, probe: Probe) -> bool:
+        """Whether an answer is the expected reply, or has its answer where the task has a regex."""
+        if self.answer_regex is not None:
+            return same_answer(self.answer_regex, text, probe.expected)
+        return text.strip() == probe.expected.strip()
 
     @property
     def context_tokens(self) -> int:
@@ -87,6 +94,7 @@ def read_probes(dataset_folder: Path, count: int, text_count: int) -> ProbeSet:
         system_prompt=info["system_prompt"] or None,
         from_messages=info["task"] != "completion",
         max_new_tokens=_longest_reply(dataset_folder, splits) + MARGIN_TOKENS,
+        answer_regex=info.get("answer_regex"),
     )
 
 

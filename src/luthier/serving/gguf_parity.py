@@ -1,0 +1,185 @@
+"""One GGUF against the model it was made from: texts, chats, next tokens, whole answers.
+
+P positions of a row, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.evaluation.statistics import compare
+from luthier.gates import Gate, check
+from luthier.serving.answers import (
+    Answer,
+    ProbeSet,
+    ServedAnswers,
+    served_answers,
+    transformers_answers,
+)
+from luthier.serving.closeness import ReplyRow, closeness, merged_logits, reply_rows
+from luthier.serving.gguf_limits import Limits, closeness_gates
+from luthier.serving.gguf_logits import gguf_logits
+from luthier.serving.llama_server import LlamaServer
+from luthier.serving.parity import (
+    IdComparison,
+    compare_chats,
+    compare_prompts,
+    compare_texts,
+    ids_gate,
+    parity_texts,
+)
+from luthier.serving.parity_tables import QuantizationParity
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from luthier.store.artifact import Workspace
+
+_ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What every GGUF is compared with: the base's and the merged model's answers in float32, and
+    the merged model's logits (P, V) for its own replies, one file a row."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    probes: ProbeSet
+    base: Sequence[Answer]
+    merged: Sequence[Answer]
+    rows: Sequence[ReplyRow]
+    logits: Sequence[Path]
+
+
+def make_reference(
+    tokenizer: "PreTrainedTokenizerBase",
+    probes: ProbeSet,
+    base: Path,
+    merged: Path,
+    workspace: "Workspace",
+) -> Reference:
+    """Ask base and merged model (folders) the probes; the logits stay in the scratch folder."""
+    of_base = transformers_answers(base, probes, workspace, "Answers of the base")
+    of_merged = transformers_answers(merged, probes, workspace, "Answers of the merged model")
+    rows = reply_rows(probes, of_merged)
+    logits = merged_logits(merged, rows, workspace.scratch / "merged-logits", workspace)
+    return Reference(tokenizer, probes, of_base, of_merged, rows, logits)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One GGUF: its numbers and its gates."""
+
+    parity: QuantizationParity
+    gates: list[Gate]
+
+
+@dataclass(frozen=True)
+class AnswerShares:
+    """Whole greedy answers of a server, as shares of the probes.
+
+    `told_apart` counts the probes on which base and merged model differ; `served_as_tuned` is the
+    share of those that the server, asked as a client asks, answers as the merged model.
+    `difference` is the 95 % interval of the served score less the merged one's.
+    """
+
+    agreement: float
+    merged_score: float
+    served_score: float
+    difference: tuple[float, float]
+    stopped: float
+    told_apart: int
+    served_as_tuned: float
+    miscounted: int
+
+
+def measure_gguf(
+    path: Path, quantization: str, reference: Reference, limits: Limits, workspace: "Workspace"
+) -> Measured:
+    """Serve a GGUF with llama.cpp and compare it with training and with the merged model."""
+    probes, tokenizer = reference.probes, reference.tokenizer
+    with LlamaServer(path, context_tokens=probes.context_tokens) as server:
+        texts = compare_texts(tokenizer, server, parity_texts(tokenizer, probes.texts))
+        chats = compare_prompts(server, probes)
+        if probes.from_messages:
+            chats += compare_chats(tokenizer, server)
+        served = served_answers(server, probes, workspace)
+    near = closeness(reference.logits, gguf_logits(path, reference.rows, workspace))
+    shares = measure_answers(reference, served)
+    parity = QuantizationParity(
+        quantization=quantization,
+        file=path.name,
+        size_bytes=path.stat().st_size,
+        texts_compared=len(texts),
+        text_mismatches=_mismatches(texts),
+        chats_compared=len(chats),
+        chat_mismatches=_mismatches(chats),
+        positions_compared=near.positions,
+        mean_kl_nats=near.mean_kl_nats,
+        p99_kl_nats=near.p99_kl_nats,
+        token_agreement=near.token_agreement,
+        answers_compared=len(reference.merged),
+        answer_agreement=shares.agreement,
+        merged_score=shares.merged_score,
+        served_score=shares.served_score,
+        score_difference=shares.difference,
+        stopped=shares.stopped,
+        told_apart=shares.told_apart,
+        served_as_tuned=shares.served_as_tuned,
+    )
+    what = f"{quantization}: "
+    gates = [
+        ids_gate("gguf-ids", texts, what),
+        *([ids_gate("gguf-chats", chats, what)] if chats else []),
+        *closeness_gates(parity, limits),
+        *answer_gates(parity, limits, shares.miscounted),
+    ]
+    return Measured(parity, gates)
+
+
+def _mismatches(comparisons: Sequence[IdComparison]) -> int:
+    return sum(not comparison.holds for comparison in comparisons)
+
+
+def measure_answers(reference: Reference, served: ServedAnswers) -> AnswerShares:
+    """Compare whole answers, and answers with the expected reply."""
+    probes, base, merged = reference.probes, reference.base, reference.merged
+
+    def correct(answers: Sequence[Answer]) -> list[bool]:
+        texts = reference.tokenizer.batch_decode([list(answer.token_ids) for answer in answers])
+        pairs = zip(texts, probes.probes, strict=True)
+        return [probes.is_expected(text, probe) for text, probe in pairs]
+
+    asked = served.by_ids if served.by_messages is None else served.by_messages
+    told_apart = [row for row in range(len(merged)) if base[row] != merged[row]]
+    equal = [left == right for left, right in zip(merged, served.by_ids, strict=True)]
+    test = compare(correct(served.by_ids), correct(merged), alpha=_ALPHA)
+    return AnswerShares(
+        agreement=_share(equal),
+        merged_score=test.old_accuracy,
+        served_score=test.new_accuracy,
+        difference=test.interval,
+        stopped=_share([answer.stopped for answer in (*served.by_ids, *asked)]),
+        told_apart=len(told_apart),
+        served_as_tuned=_share([asked[row] == merged[row] for row in told_apart]),
+        miscounted=served.miscounted,
+    )
+
+
+def _share(holds: Sequence[bool]) -> float:
+    return sum(holds) / len(holds) if holds else 0.0
+
+
+def answer_gates(parity: QuantizationParity, limits: Limits, miscounted: int = 0) -> list[Gate]:
+    """served-is-tuned and stop-at-serve; `miscounted` prompts had another length when served."""
+    probes = f"{parity.quantization}: {parity.answers_compared} probes"
+    told_apart = f"{parity.told_apart} of them tell base and tuned model apart"
+    lengths = f"; {miscounted} prompts of another length" if miscounted else ""
+    tuned = f"{probes}, {told_apart}; share of these served as tuned{lengths}"
+    ended = f"{probes}, answers ended by a stop token"
+    wanted = limits.min_greedy_agreement
+    return [
+        check("served-is-tuned", parity.served_as_tuned, ">=", wanted, tuned),
+        check("stop-at-serve", parity.stopped, "==", 1.0, ended),
+    ]

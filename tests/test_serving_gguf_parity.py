@@ -1,0 +1,142 @@
+"""The gates of one GGUF against the merged model: each catches what it is for."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from luthier.gates import Gate, failures
+from luthier.models.loading import load_tokenizer
+from luthier.serving.answers import Answer, ServedAnswers, read_probes
+from luthier.serving.gguf_limits import (
+    COARSEST_FIRST,
+    LIMITS,
+    advise,
+    closeness_gates,
+    finer,
+    is_too_lossy,
+    limits_for,
+)
+from luthier.serving.gguf_parity import (
+    Reference,
+    answer_gates,
+    make_reference,
+    measure_answers,
+    measure_gguf,
+)
+from luthier.serving.parity_tables import QuantizationParity
+from luthier.store.artifact import Workspace
+
+pytest_plugins = "serving_fixtures"
+
+PARITY = QuantizationParity(
+    quantization="q8_0",
+    file="model-q8_0.gguf",
+    size_bytes=1,
+    texts_compared=1000,
+    text_mismatches=0,
+    positions_compared=400,
+    mean_kl_nats=0.001,
+    p99_kl_nats=0.01,
+    token_agreement=1.0,
+    answers_compared=100,
+    answer_agreement=0.99,
+    merged_score=0.81,
+    served_score=0.79,
+    stopped=1.0,
+    told_apart=100,
+    served_as_tuned=0.99,
+)
+
+
+@pytest.fixture(scope="session")
+def reference(
+    tiny_base: Path,
+    tuned_dir: Path,
+    dataset_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Reference:
+    workspace = Workspace(tmp_path_factory.mktemp("reference"))
+    probes = read_probes(dataset_dir, count=8, text_count=4)
+    return make_reference(load_tokenizer(tiny_base), probes, tiny_base, tuned_dir, workspace)
+
+
+def statuses(gates: list[Gate]) -> dict[str, str]:
+    return {gate.id: gate.status for gate in gates}
+
+
+def test_served_as_trained_passes_every_gate(
+    reference: Reference, tuned_gguf: Path, workspace: Workspace
+) -> None:
+    found = measure_gguf(tuned_gguf, "q8_0", reference, LIMITS["q8_0"], workspace)
+    assert set(statuses(found.gates).values()) == {"pass"}
+    parity = found.parity
+    assert (parity.merged_score, parity.served_score, parity.told_apart) == (1.0, 1.0, 8)
+    assert parity.texts_compared > 2000
+    assert parity.chats_compared >= 20 + 8
+    assert parity.positions_compared >= 8 * 2
+    assert parity.mean_kl_nats is not None
+    assert 0 < parity.mean_kl_nats < 0.005
+
+
+def test_the_base_served_in_its_place_fails(
+    reference: Reference, base_gguf: Path, workspace: Workspace
+) -> None:
+    found = measure_gguf(base_gguf, "q8_0", reference, LIMITS["q8_0"], workspace)
+    failed = {gate.id for gate in failures(found.gates)}
+    assert failed >= {"gguf-kl", "gguf-tokens", "gguf-answers", "gguf-score", "served-is-tuned"}
+    assert found.parity.served_as_tuned == 0.0
+    assert not is_too_lossy(found.gates), "the base is not the tuned model rounded"
+
+
+def test_a_tuned_model_that_answers_as_the_base_cannot_pass(reference: Reference) -> None:
+    answers = [Answer((5,), stopped=True) for _ in reference.merged]
+    same = dataclasses.replace(reference, base=answers, merged=answers)
+    shares = measure_answers(same, ServedAnswers(answers, answers, miscounted=0))
+    assert (shares.agreement, shares.told_apart, shares.served_as_tuned) == (1.0, 0, 0.0)
+    parity = dataclasses.replace(PARITY, told_apart=0, served_as_tuned=shares.served_as_tuned)
+    assert statuses(answer_gates(parity, LIMITS["q8_0"]))["served-is-tuned"] == "fail"
+
+
+def test_one_answer_that_does_not_stop_fails(reference: Reference) -> None:
+    merged = [Answer((5,), stopped=True) for _ in reference.merged]
+    rambling = [Answer((5,), stopped=False), *merged[1:]]
+    one = dataclasses.replace(reference, base=rambling, merged=merged)
+    shares = measure_answers(one, ServedAnswers(merged, rambling, miscounted=0))
+    parity = dataclasses.replace(PARITY, stopped=shares.stopped)
+    assert statuses(answer_gates(parity, LIMITS["q8_0"]))["stop-at-serve"] == "fail"
+
+
+def test_a_score_lost_by_exactly_the_limit_passes() -> None:
+    """0.81 - 0.79 is more than 0.02 in binary."""
+    assert {gate.status for gate in closeness_gates(PARITY, LIMITS["q8_0"])} == {"pass"}
+    worse = dataclasses.replace(PARITY, served_score=0.78)
+    assert statuses(closeness_gates(worse, LIMITS["q8_0"]))["gguf-score"] == "fail"
+
+
+@pytest.mark.parametrize(
+    ("gate", "changes"),
+    [
+        ("gguf-kl", {"mean_kl_nats": 0.006}),
+        ("gguf-kl", {"mean_kl_nats": None}),
+        ("gguf-kl", {"mean_kl_nats": float("nan")}),
+        ("gguf-tokens", {"token_agreement": 0.97}),
+        ("gguf-answers", {"answer_agreement": 0.94}),
+    ],
+)
+def test_each_limit_has_its_gate(gate: str, changes: dict[str, float]) -> None:
+    gates = closeness_gates(dataclasses.replace(PARITY, **changes), LIMITS["q8_0"])
+    assert [one.id for one in failures(gates)] == [gate]
+    assert is_too_lossy(gates)
+    assert all("q6_k would pass" in one.detail for one in failures(advise(gates, "q6_k")))
+    assert "not the rounding" in failures(advise(gates, None))[0].detail
+
+
+def test_limits_tighten_with_the_bits() -> None:
+    kl = [LIMITS[one].max_mean_kl_nats for one in COARSEST_FIRST]
+    assert kl == sorted(kl, reverse=True)
+    assert finer("q5_k_m")[0] == "q6_k"
+    assert finer("bf16") == ()
+    assert limits_for("q4_0", max_score_drop=0.5, min_greedy_agreement=None) == (
+        dataclasses.replace(LIMITS["q4_0"], max_score_drop=0.5)
+    )
