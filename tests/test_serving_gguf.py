@@ -50,7 +50,12 @@ def test_header_is_what_the_gguf_package_reads(tuned_gguf: Path) -> None:
             assert value.length == len(field.data)
         else:
             assert value == field.contents()
-    assert header.tensors == {t.name: tuple(int(n) for n in t.shape) for t in reader.tensors}
+    assert [
+        (t.name, list(t.shape), t.kind, header.data_start_bytes + t.offset_bytes, t.size_bytes)
+        for t in header.tensors.values()
+    ] == [
+        (t.name, t.shape.tolist(), t.tensor_type, t.data_offset, t.n_bytes) for t in reader.tensors
+    ]
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 3, 20, 300, 1_000_000, -1])

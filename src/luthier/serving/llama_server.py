@@ -66,7 +66,7 @@ class LlamaServer:
     ) -> None:
         self.gguf_path = gguf_path
         self._context_tokens = context_tokens
-        self._threads = threads or _default_threads()
+        self._threads = threads or default_threads()
         self._client: httpx.Client | None = None
 
     def __enter__(self) -> "LlamaServer":
@@ -248,7 +248,8 @@ GREEDY: Mapping[str, Any] = {
 }
 
 
-def _default_threads() -> int:
+def default_threads() -> int:
+    """$OMP_NUM_THREADS, else the cores this process may use."""
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     return int(wanted) if wanted.isdecimal() else len(os.sched_getaffinity(0))
 
