@@ -1,4 +1,4 @@
-"""The licence of a base model: what its files say, and the files themselves. Nothing is guessed."""
+"""The licence of a base model: what its files say of it, and the files. Nothing is guessed."""
 
 import shutil
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
@@ -64,13 +64,13 @@ def _of_card(folder: Path) -> dict[str, str]:
 
     try:
         text = (folder / CARD_NAME).read_text("utf-8")
-        fields = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+        fields = ModelCard(text, ignore_metadata_errors=True).data
     except (OSError, ValueError, yaml.YAMLError):
         return {"licence": ""}
     found = {
-        name.replace("license", "licence"): fields[name]
+        name.replace("license", "licence"): said
         for name in _LICENCE_FIELDS
-        if isinstance(fields.get(name), str)
+        if isinstance(said := fields.get(name), str)
     }
     return {"licence": "", **found} | ({"licence_from": CARD_NAME} if found else {})
 
@@ -86,5 +86,5 @@ def _package(source: Source) -> Distribution | None:
 
 
 def _of_package(package: Distribution) -> str:
-    metadata = package.metadata
-    return str(metadata.get("License-Expression") or metadata.get("License") or "")
+    said = package.metadata.json
+    return str(said.get("license_expression") or said.get("license") or "")

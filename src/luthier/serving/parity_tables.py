@@ -94,9 +94,7 @@ def _verdicts(parity: Sequence[QuantizationParity]) -> str:
         (one.quantization, one.verdict, size(one.size_bytes), PurePosixPath(one.file).name)
         for one in parity
     ]
-    return markdown.table(
-        ("type", "verdict", "size", "file"), rows, ("left", "left", "right", "left")
-    )
+    return markdown.table(("type", "verdict", "size", "file"), rows, "llrl")
 
 
 def _tokens(parity: Sequence[QuantizationParity]) -> str:
@@ -112,7 +110,7 @@ def _tokens(parity: Sequence[QuantizationParity]) -> str:
         )
         for one in parity
     ]
-    return markdown.table(header, rows, ("left", *["right"] * 5))
+    return markdown.table(header, rows, "lrrrrr")
 
 
 def _answers(parity: Sequence[QuantizationParity]) -> str:
@@ -132,7 +130,7 @@ def _answers(parity: Sequence[QuantizationParity]) -> str:
         )
         for one in parity
     ]
-    return markdown.table(header, rows, ("left", *["right"] * 6))
+    return markdown.table(header, rows, "lrrrrrr")
 
 
 def _differing(mismatches: int, compared: int) -> str:
