@@ -38,11 +38,11 @@ from report_contents import (
     write_dataset,
 )
 
-KINDS: Mapping[str, ArtifactKind] = {
+KINDS: dict[str, ArtifactKind] = {
     "base": "base", "prepare": "dataset", "baseline": "evaluation", "sft": "adapter",
     "evaluate": "evaluation", "merge": "model", "export": "bundle",
 }  # fmt: skip
-SLOTS = {
+SLOTS: dict[str, tuple[str, ...]] = {
     "base": (),
     "prepare": ("base",),
     "baseline": ("base", "prepare"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from luthier.data.summary import DatasetCounts, DatasetInfo
 from luthier.serving.converter import convert
 from luthier.store.artifact import Workspace
 
@@ -38,13 +39,18 @@ def write_dataset(
     for split in ("train", "test"):
         records = [_record(tokenizer, task, row) for row in range(rows)]
         parquet.write_table(pa.Table.from_pylist(records), folder / f"{split}-00000.parquet")
-    info = {
-        "task": task,
-        "labels": sorted(LABELS),
-        "system_prompt": None if task == "completion" else SYSTEM_PROMPT,
-        "stop_token_ids": [2],
-    }
-    (folder / "dataset.json").write_text(json.dumps(info))
+    info = DatasetInfo(
+        task=task,
+        labels=sorted(LABELS),
+        system_prompt=None if task == "completion" else SYSTEM_PROMPT,
+        splits={"train": rows, "test": rows},
+        stop_token_ids=[2],
+        max_length_tokens=256,
+        counts=DatasetCounts(
+            read=rows, generated=0, kept=rows, quarantined={}, dropped={}, changed={}, splits={}
+        ),
+    )
+    (folder / "dataset.json").write_text(info.model_dump_json())
     return folder
 
 

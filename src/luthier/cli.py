@@ -23,6 +23,7 @@ from luthier.commands.options import (
     Until,
 )
 from luthier.commands.tagging import promote, tag
+from luthier.commands.uploading import upload
 from luthier.errors import ConfigError, GateError, LuthierError
 
 app = typer.Typer(
@@ -215,7 +216,7 @@ def schema() -> None:
     _print_json(json_schema(all_sections()))
 
 
-for _command in (compare, tag, promote, advise, cost):
+for _command in (compare, tag, promote, upload, advise, cost):
     app.command()(_command)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from luthier.models.adapter_section import CHANGES_BASE, LoraSection
 
-MERGED_TARGETS = ("vllm", "ollama")  # they get one model, whatever it was trained as
+MERGED_TARGETS = ("vllm", "ollama", "hub")  # they get one model, whatever it was trained as
 VLLM_ADAPTER = "vllm-adapter"
 # vllm/config/lora.py: MaxLoRARanks, the values of --max-lora-rank (default 16), as of v0.27.1.
 VLLM_MAX_LORA_RANK = 512
@@ -18,7 +18,7 @@ def refusals(method: str, lora: LoraSection | None, targets: Sequence[str]) -> l
     Args:
         method: lora, qlora or full.
         lora: the adapter's shape; None for full fine-tuning.
-        targets: vllm and ollama (merged models, which refuse nothing of this), vllm-adapter.
+        targets: vllm, ollama and hub (merged models, which refuse nothing of this), vllm-adapter.
 
     Raises:
         ValueError: a target that is not one.

@@ -6,14 +6,11 @@ The rules are CommonMark's (https://spec.commonmark.org/0.31.2/), of tables GitH
 
 import re
 from collections.abc import Sequence
-from typing import Literal
-
-Align = Literal["left", "right"]
 
 # Inside a line, and what makes a line a heading, a list, a quote or a link without brackets.
 _SPECIAL = re.compile(r"[\\`*_\[\]<>|~$&]|(?<=www)\.|:(?=//)|^[#+=-]|^\d+[.)](?=\s|$)")
 _HARMLESS = "\u200c\u200d"  # joiners are part of emoji and of Persian words
-_SHORTEST_FENCE = 3
+_SHORTEST = 3  # of a fence, and of a column's rule
 
 
 def plain(text: str) -> str:
@@ -33,26 +30,24 @@ def code(text: str) -> str:
 
 def fenced(text: str, language: str = "") -> str:
     """A block of code; the fence is longer than any in the text. No line end after it."""
-    fence = "`" * max(_SHORTEST_FENCE, _longest_run(text) + 1)
+    fence = "`" * max(_SHORTEST, _longest_run(text) + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], align: Sequence[Align] = ()
-) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "") -> str:
     """A table whose columns line up in a terminal too; each line ends with a line end.
 
     Args:
         header: one cell a column.
         rows: cells that are Markdown already (`code`, `plain`), one a column.
-        align: of each column; left where nothing is said.
+        align: `l` or `r` a column, such as "lrr"; left where nothing is said.
     """
     from rich.cells import cell_len
 
     lines = [[cell.replace("|", "\\|") for cell in cells] for cells in (header, *rows)]
-    sides = [*align, *["left"] * (len(header) - len(align))]
+    sides = align.ljust(len(header), "l")
     widths = [
-        max(_SHORTEST_FENCE, *(cell_len(cells[column]) for cells in lines))
+        max(_SHORTEST, *(cell_len(cells[column]) for cells in lines))
         for column in range(len(header))
     ]
 
@@ -60,11 +55,11 @@ def table(
         padded = []
         for cell, width, side in zip(cells, widths, sides, strict=True):
             room = " " * (width - cell_len(cell))
-            padded.append(room + cell if side == "right" else cell + room)
+            padded.append(room + cell if side == "r" else cell + room)
         return f"| {' | '.join(padded)} |\n"
 
     rule = [
-        "-" * (width - 1) + ":" if side == "right" else "-" * width
+        "-" * (width - 1) + (":" if side == "r" else "-")
         for width, side in zip(widths, sides, strict=True)
     ]
     return "".join(drawn(cells) for cells in (lines[0], rule, *lines[1:]))

@@ -95,9 +95,7 @@ def _verdicts(parity: Sequence[QuantizationParity]) -> str:
         (one.quantization, one.verdict, size(one.size_bytes), PurePosixPath(one.file).name)
         for one in parity
     ]
-    return markdown.table(
-        ("type", "verdict", "size", "file"), rows, ("left", "left", "right", "left")
-    )
+    return markdown.table(("type", "verdict", "size", "file"), rows, "llrl")
 
 
 def _tokens(parity: Sequence[QuantizationParity]) -> str:
@@ -113,7 +111,7 @@ def _tokens(parity: Sequence[QuantizationParity]) -> str:
         )
         for one in parity
     ]
-    return markdown.table(header, rows, ("left", *["right"] * 5))
+    return markdown.table(header, rows, "lrrrrr")
 
 
 def _answers(parity: Sequence[QuantizationParity]) -> str:
@@ -133,7 +131,7 @@ def _answers(parity: Sequence[QuantizationParity]) -> str:
         )
         for one in parity
     ]
-    return markdown.table(header, rows, ("left", *["right"] * 6))
+    return markdown.table(header, rows, "lrrrrrr")
 
 
 def _differing(mismatches: int, compared: int) -> str:

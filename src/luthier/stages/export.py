@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.config import Field, Section
-from luthier.gates import Gate
+from luthier.gates import Gate, failures
 from luthier.models.loading import load_tokenizer
 from luthier.serving.answers import (
     Answer,
@@ -18,12 +18,14 @@ from luthier.serving.answers import (
     served_answers,
     transformers_answers,
 )
-from luthier.serving.bundle import BundleFacts, Exported, write_documents
+from luthier.serving.bundle import BundleFacts, write_documents
 from luthier.serving.converter import GGUFType, convert, converter_folder
+from luthier.serving.hub import write_hub_folder
 from luthier.serving.llama_server import LlamaServer, require_llama_cpp
 from luthier.serving.ollama import modelfile
 from luthier.serving.parity import (
     AnswerLimits,
+    AnswerParity,
     answer_gates,
     compare_prompts,
     compare_texts,
@@ -31,6 +33,7 @@ from luthier.serving.parity import (
     measure_answers,
     parity_texts,
 )
+from luthier.serving.parity_tables import QuantizationParity
 from luthier.serving.vllm import folder_gate, write_folder
 from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
 from luthier.store.artifact import Workspace
@@ -45,7 +48,7 @@ PARITY_TEXTS = 100  # rows whose texts stand beside the nasty corpus
 class ExportSection(Section):
     """What to export, and how far serving may differ from the merged model."""
 
-    targets: list[Literal["vllm", "ollama"]] = Field(
+    targets: list[Literal["vllm", "ollama", "hub"]] = Field(
         ["vllm", "ollama"], min_length=1, description="servers to export for"
     )
     gguf_quantization: list[GGUFType] = Field(
@@ -63,6 +66,14 @@ class ExportSection(Section):
     max_score_drop: float = Field(
         0.02, ge=0, le=1, description="greatest loss of accuracy by serving, 0 to 1"
     )
+
+
+@dataclass(frozen=True)
+class _Exported:
+    """One GGUF of the bundle, and how it compared with the merged model."""
+
+    parity: QuantizationParity
+    answers: AnswerParity
 
 
 @dataclass
@@ -105,9 +116,11 @@ def run(section: ExportSection, inputs: StageInputs, workspace: Workspace) -> St
     if has_vllm:
         gates.append(folder_gate(folder, inputs["base"].path))
     exported = _export_ggufs(export, folder, gates) if has_ollama else []
-    _document(export, has_vllm, exported)
+    if "hub" in section.targets:
+        write_hub_folder(workspace.path / "hub", folder)
+    _document(export, exported)
     return StageResult(
-        metrics={one.quantization: _metrics(one) for one in exported},
+        metrics={one.parity.quantization: _metrics(one) for one in exported},
         gates=gates,
         facts=_facts(export, exported),
         timings_seconds=export.timings_seconds,
@@ -140,7 +153,7 @@ def _write_model_folder(export: _Export, folder: Path) -> None:
         )
 
 
-def _export_ggufs(export: _Export, folder: Path, gates: list[Gate]) -> list[Exported]:
+def _export_ggufs(export: _Export, folder: Path, gates: list[Gate]) -> list[_Exported]:
     """Convert to every type asked for, and measure each; the gates found are added to `gates`."""
     (export.workspace.path / "ollama").mkdir(exist_ok=True)
     types = list(dict.fromkeys(export.section.gguf_quantization))
@@ -195,7 +208,7 @@ def _convert(export: _Export, folder: Path, quantization: GGUFType, *, is_first:
 
 def _measure(
     export: _Export, quantization: GGUFType, answers: _Answers, *, is_first: bool
-) -> tuple[Exported, list[Gate]]:
+) -> tuple[_Exported, list[Gate]]:
     """Serve one GGUF with llama.cpp and compare it with training and with the merged model."""
     probes, what = export.probes, f"{quantization}: "
     gguf_path = export.workspace.path / "ollama" / _gguf_name(quantization)
@@ -205,51 +218,56 @@ def _measure(
         served = served_answers(server, probes, export.workspace)
     parity = measure_answers(export.tokenizer, probes, answers.base, answers.merged, served)
     limits = AnswerLimits(export.section.min_greedy_agreement, export.section.max_score_drop)
-    exported = Exported(
+    gates = [ids_gate("gguf-ids", ids, what), *answer_gates(parity, limits, what)]
+    exported = QuantizationParity(
         quantization=quantization,
-        file_name=gguf_path.name,
-        modelfile_name=_modelfile_name(quantization, is_first),
-        ids_compared=len(ids),
-        id_mismatches=sum(not comparison.holds for comparison in ids),
-        answers=parity,
+        file=f"ollama/{gguf_path.name}",
+        size_bytes=gguf_path.stat().st_size,
+        texts_compared=len(ids),
+        text_mismatches=sum(not comparison.holds for comparison in ids),
+        answers_compared=parity.probes,
+        answer_agreement=parity.agreement,
+        merged_score=parity.merged_score,
+        served_score=parity.served_score,
+        stopped=parity.stopped,
+        told_apart=parity.told_apart,
+        served_as_tuned=parity.served_as_tuned,
+        modelfile=f"ollama/{_modelfile_name(quantization, is_first)}",
+        failed_gates=tuple(gate.id for gate in failures(gates)),
     )
-    return exported, [ids_gate("gguf-ids", ids, what), *answer_gates(parity, limits, what)]
+    return _Exported(exported, parity), gates
 
 
-def _document(export: _Export, has_vllm: bool, exported: list[Exported]) -> None:
-    bundle = export.workspace.path
-    folders = [name for name in ("vllm", "ollama") if (bundle / name).exists()]
-    files = [path.relative_to(bundle) for name in folders for path in (bundle / name).iterdir()]
+def _document(export: _Export, exported: list[_Exported]) -> None:
     facts = BundleFacts(
         name=export.inputs.name,
-        has_vllm=has_vllm,
-        exported=exported,
+        artifacts=export.inputs.artifacts,
+        parity=[one.parity for one in exported],
         stop_tokens=export.stop_tokens,
         context_tokens=export.context_tokens,
         system_prompt=export.probes.system_prompt,
-        lineage={slot: artifact.key for slot, artifact in sorted(export.inputs.artifacts.items())},
     )
     with export.timed("documents"):
-        write_documents(bundle, facts, files)
+        write_documents(export.workspace.path, facts)
 
 
-def _metrics(exported: Exported) -> Mapping[str, Any]:
+def _metrics(exported: _Exported) -> Mapping[str, Any]:
     return {
-        "ids_compared": exported.ids_compared,
-        "id_mismatches": exported.id_mismatches,
+        "ids_compared": exported.parity.texts_compared,
+        "id_mismatches": exported.parity.text_mismatches,
         **asdict(exported.answers),
         "score_drop": exported.answers.score_drop,
     }
 
 
-def _facts(export: _Export, exported: list[Exported]) -> Mapping[str, Any]:
+def _facts(export: _Export, exported: list[_Exported]) -> Mapping[str, Any]:
     return {
         "served_name": export.inputs.name,
         "stop_token_ids": list(export.probes.stop_token_ids),
         "stop_tokens": export.stop_tokens,
         "context_length_tokens": export.context_tokens,
         "system_prompt": export.probes.system_prompt,
-        "gguf": {one.quantization: f"ollama/{one.file_name}" for one in exported},
+        "gguf": {one.parity.quantization: one.parity.file for one in exported},
     }
 
 
@@ -265,13 +283,17 @@ STAGE = Stage(
     order=80,
     summary="export for vLLM and Ollama, and ask the real server",
     makes="bundle",
-    version=1,
+    version=2,
     section=ExportSection,
     run=run,
     slots=(
         Slot("model", "model", ("merge",)),
         Slot("dataset", "dataset", ("prepare",)),
         Slot("base", "base", ("base",)),
+        Slot("adapter", "adapter", ("dpo", "sft"), optional=True),
+        Slot("before", "adapter", ("sft",), optional=True, only_with="dpo"),
+        Slot("evaluation", "evaluation", ("evaluate",), optional=True),
+        Slot("baseline", "evaluation", ("baseline",), optional=True),
     ),
     uses_name=True,
     packages=("torch", "transformers", "xllamacpp"),
