@@ -67,6 +67,7 @@ GATES: Mapping[str, str] = {
     "served-is-tuned": "F30: what is served is the tuned model, not the base",
     "stop-at-serve": "F31: served answers end by a stop token",
     "vllm-folder": "F32: the folder has what vLLM demands and nothing that it refuses",
+    "vllm-adapter": "F32: vLLM takes the adapters as they were trained, and all of each",
 }
 
 

@@ -114,7 +114,7 @@ def run(section: ExportSection, inputs: StageInputs, workspace: Workspace) -> St
     _write_model_folder(export, folder)
     gates: list[Gate] = []
     if has_vllm:
-        gates.append(folder_gate(folder, inputs["base"].path))
+        gates.append(folder_gate(folder, inputs["base"].path, inputs["model"].path))
     exported = _export_ggufs(export, folder, gates) if has_ollama else []
     if "hub" in section.targets:
         write_hub_folder(workspace.path / "hub", folder)
