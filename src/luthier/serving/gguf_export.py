@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier.serving.converter import GGUFType, convert
+from luthier.serving.converter import Extras, GGUFType, convert
 from luthier.serving.gguf_limits import advise, finer, is_too_lossy, limits_for
 from luthier.serving.gguf_parity import Measured, Reference, measure_gguf
 
 if TYPE_CHECKING:
     from luthier.gates import Gate
-    from luthier.serving.gguf_metadata import Field
     from luthier.store.artifact import Workspace
 
 Timer = Callable[[str], AbstractContextManager[None]]
@@ -22,7 +21,7 @@ Timer = Callable[[str], AbstractContextManager[None]]
 class GGUFExport:
     """What is converted: a merged model's folder, to a file of each type in `target`.
 
-    `name` is `general.name`, `fields` further metadata, `importance` an importance matrix's file.
+    `name` is `general.name`, `extras` what else the files are given.
     `limits` are those that the config sets in place of the types' own.
     """
 
@@ -30,8 +29,7 @@ class GGUFExport:
     target: Path
     types: Sequence[GGUFType]
     name: str
-    fields: "Mapping[str, Field]"
-    importance: Path | None
+    extras: Extras
     limits: Mapping[str, float | None]
 
     def path(self, quantization: GGUFType) -> Path:
@@ -66,8 +64,7 @@ def _convert(
         quantization=quantization,
         name=export.name,
         workspace=workspace,
-        metadata=export.fields,
-        importance=export.importance,
+        extras=export.extras,
     )
 
 

@@ -3,7 +3,7 @@
 P positions of a row, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,8 @@ from luthier.serving.parity import (
 from luthier.serving.parity_tables import QuantizationParity
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
     from luthier.store.artifact import Workspace
@@ -105,7 +107,7 @@ def measure_gguf(
         if probes.from_messages:
             chats += compare_chats(tokenizer, server)
         served = served_answers(server, probes, workspace)
-    near = closeness(reference.logits, gguf_logits(path, reference.rows, workspace))
+    near = closeness(reference.logits, _served_logits(path, reference.rows))
     shares = measure_answers(reference, served)
     parity = QuantizationParity(
         quantization=quantization,
@@ -136,6 +138,11 @@ def measure_gguf(
         *answer_gates(parity, limits, shares.miscounted),
     ]
     return Measured(parity, gates)
+
+
+def _served_logits(path: Path, rows: Sequence[ReplyRow]) -> "Iterator[NDArray[np.float32]]":
+    wanted = [range(row.first_position, len(row.token_ids)) for row in rows]
+    return gguf_logits(path, [row.token_ids for row in rows], wanted)
 
 
 def _mismatches(comparisons: Sequence[IdComparison]) -> int:
