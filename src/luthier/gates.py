@@ -63,6 +63,14 @@ GATES: Mapping[str, str] = {
     "gguf-score": "F29: the task score through llama.cpp is within the limit",
     "served-is-tuned": "F30: what is served is the tuned model, not the base",
     "stop-at-serve": "F31: served answers end by a stop token",
+    "served-name": "F30: the server knows the model by the name that the bundle gives it",
+    "served-is-ours": "F30: a running server answers as the merged model",
+    "served-logprobs": "F30: a running server's log-probabilities are the merged model's",
+    "served-template": "F07: a running server makes the prompts that training made",
+    "served-tokenizer": "F29: a running server tokenises as training did",
+    "served-stops": "F31: a running server's answers end as the merged model's do",
+    "served-context": "F31: a running server keeps the context that the bundle promises",
+    "served-sampling": "F31: a running server is greedy when a request does not say how",
     "vllm-folder": "F32: the folder has what vLLM demands and nothing that it refuses",
 }
 
