@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from luthier.models.loading import load_tokenizer
+from luthier.serving.answers import read_probes, transformers_answers
 from luthier.serving.llama_server import LlamaServer
+from luthier.serving.serve_probes import (
+    Served,
+    ServeProbes,
+    answer_steps,
+    build_probes,
+    write_probes,
+)
+from luthier.store.artifact import Workspace
 from serving_cases import convert_folder, tune, write_dataset
 
 
@@ -40,3 +50,28 @@ def base_gguf(tiny_base: Path, serving_folder: Path) -> Path:
 def tuned_server(tuned_gguf: Path) -> Iterator[LlamaServer]:
     with LlamaServer(tuned_gguf, context_tokens=256) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def serve_probes(
+    tiny_base: Path, tuned_dir: Path, dataset_dir: Path, serving_folder: Path
+) -> ServeProbes:
+    """What a bundle of the tuned model carries, for a context of 128 tokens."""
+    workspace = Workspace(serving_folder)
+    probes = read_probes(dataset_dir, count=8, text_count=4)
+    base, merged = (
+        transformers_answers(folder, probes, workspace, "answers")
+        for folder in (tiny_base, tuned_dir)
+    )
+    steps = answer_steps(tuned_dir, probes, merged, workspace)
+    tokenizer = load_tokenizer(tiny_base)
+    return build_probes(tokenizer, probes, base, merged, steps, Served("planted", 128))
+
+
+@pytest.fixture(scope="session")
+def probes_bundle(serve_probes: ServeProbes, serving_folder: Path) -> Path:
+    """A bundle's folder, copied elsewhere without its manifest."""
+    folder = serving_folder / "bundle"
+    folder.mkdir()
+    write_probes(folder, serve_probes)
+    return folder

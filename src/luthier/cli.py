@@ -22,6 +22,7 @@ from luthier.commands.options import (
     Reference,
     Until,
 )
+from luthier.commands.serving import serve_check
 from luthier.commands.tagging import promote, tag
 from luthier.commands.uploading import upload
 from luthier.errors import ConfigError, GateError, LuthierError
@@ -216,6 +217,7 @@ def schema() -> None:
     _print_json(json_schema(all_sections()))
 
 
+app.command("serve-check")(serve_check)
 for _command in (compare, tag, promote, upload, advise, cost):
     app.command()(_command)
 

@@ -242,7 +242,7 @@ def _document(export: _Export, reference: Reference, measured: Sequence[Measured
     base = _served_base(inputs)
     command = [serve_command(VLLM_ADAPTER, base)] if (bundle / VLLM_ADAPTER).is_dir() else []
     with export.timed("documents"):
-        write_probes(bundle, bundle_probes(reference, inputs.name, export.context_tokens))
+        write_probes(bundle, _probes(export, reference))
         write_documents(
             bundle,
             BundleFacts(
