@@ -190,7 +190,7 @@ def merge_parts(model: "Artifact") -> list[str]:
     facts = model.manifest.facts
     flat = dict(_flat(model.manifest.metrics, "")) | dict(_flat(facts.get("candidates", {}), ""))
     rows = [
-        ("merged into", facts.get("base_weights")),
+        ("weights of the base", facts.get("base_weights")),
         ("stored as", facts.get("dtype")),
         ("parameters", f"{facts['parameters']:,}" if "parameters" in facts else None),
         *((name.replace("_", " "), said) for name, said in flat.items()),
