@@ -2,6 +2,7 @@
 
 import hashlib
 import html
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from luthier.serving.bundle import write_documents
 from luthier.serving.card import base_licence, model_card
 from luthier.serving.parity_tables import parity_tables
 from luthier.serving.run_record import run_record
-from luthier.store import Store
+from luthier.store import Artifact, Store
 from report_cases import Sample, finished, make_config, make_run, sample
 from report_contents import EVIL
 
@@ -154,6 +155,49 @@ def test_qlora_says_on_which_base_it_was_measured(sample: Sample) -> None:
     card = model_card(facts_of(sample, artifacts={"adapter": adapter}))
     assert "quantised as in training (nf4), not the merged weights" in section(card, "Evaluation")
     assert "qlora" in ModelCard(card).data.tags
+
+
+def test_after_dpo_both_trainings_are_told(sample: Sample, tmp_path: Path) -> None:
+    """The shape of an adapter that went on from another is its files', not its config's."""
+    saved = {
+        "r": 5, "lora_alpha": 10, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"],
+        "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": True, "use_dora": False,
+        "modules_to_save": ["lm_head"],
+    }  # fmt: skip
+    (tmp_path / "adapter_config.json").write_text(json.dumps(saved))
+    before = sample.artifacts["sft"]
+    config = {"reference": "sft", "beta": 0.2, "loss_type": ["sigmoid", "sft"], "lora": {"r": 16}}
+    changes: dict[str, Any] = {"stage": "dpo", "config": config}
+    dpo = Artifact(tmp_path, changed(before, **changes).manifest)
+    card = model_card(facts_of(sample, artifacts={"before": before, "adapter": dpo}))
+    first, last = section(card, "Training").split("Last, DPO:")
+    assert "First, SFT:" in first
+    assert cells(first, "LoRA")[1].startswith("rank 16")
+    assert cells(last, "LoRA")[1] == "rank 5, alpha 10, dropout 0.0"
+    assert cells(last, "besides")[1] == "rsLoRA, lm_head whole"
+    assert cells(last, "loss")[1] == "sigmoid, sft"
+    assert cells(last, "reference, beta")[1] == "sft, 0.2"
+    assert "tuned by DPO with LoRA" in card
+    assert [line.split("|")[1].strip() for line in section(card, "Lineage").splitlines()[6:]] == [
+        *("base", "dataset", "before", "adapter", "baseline", "evaluation", "model"),
+    ]
+
+
+def test_what_is_left_of_general_skills(sample: Sample) -> None:
+    assert "general skills" in section(model_card(facts_of(sample)), "Limits")
+    path = sample.artifacts["evaluate"].path / "evaluation.json"
+    path.chmod(0o644)
+    found = json.loads(path.read_text("utf-8"))
+    texts = {
+        "before_nats": 3.1,
+        "after_nats": 3.14,
+        "increase_nats": 0.04,
+        "interval": [0.01, 0.07],
+    }
+    path.write_text(json.dumps(found | {"retention": {"texts": texts, "questions": None}}))
+    card = model_card(facts_of(sample))
+    assert "general text: 3.140 nats a token, base 3.100; +0.040 [+0.010, +0.070]" in shown(card)
+    assert "general skills" not in section(card, "Limits")
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def _conclusions(artifacts: Mapping[str, "Artifact"], figures: Figures) -> Itera
         low, high = test["interval"]
         yield (
             f"{markdown.code(compared['new'])} against {markdown.code(compared['old'])}, the best "
-            f"baseline: {100 * test['difference']:+.1f} points, 95 % interval {100 * low:+.1f} to "
+            f"prompt: {100 * test['difference']:+.1f} points, 95 % interval {100 * low:+.1f} to "
             f"{100 * high:+.1f}, exact McNemar p {test['p_value']:.2g}: {test['verdict']}."
         )
     if ship := figures.ship:
