@@ -3,7 +3,7 @@
 import html
 import re
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -14,6 +14,8 @@ PRINTABLE = "".join(chr(code) for code in range(32, 127)) + "\n\r\té日🎵"
 
 
 @given(st.text(alphabet=PRINTABLE, max_size=60))
+@example("__0__")
+@example("a|b `c` <i>d</i> &amp; [e](f)")
 def test_plain_text_and_code_are_read_back(text: str) -> None:
     """On one line and without tags of its own, wherever it stands."""
     line = " ".join(text.split())

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 # Anywhere; before what makes a tag, an entity or a link of it; where a line begins.
 _SPECIAL = re.compile(
-    r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)|<(?=[A-Za-z/!?])|&(?=[#\w])|(?<=www)\.|:(?=//)"
+    r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|<(?=[A-Za-z/!?])|&(?=[#\w])|(?<=www)\.|:(?=//)"
     r"|^[>#+=-]|^\d+[.)](?=\s|$)"
 )
 _HARMLESS = "\u200c\u200d"  # joiners are part of emoji and of Persian words
