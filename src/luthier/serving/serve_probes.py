@@ -1,6 +1,6 @@
 """`probes.json` of a bundle: all that is needed to check any server that serves its model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -9,22 +9,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from luthier.errors import ServingError
 from luthier.evaluation.rows import evenly
-from luthier.models.loading import load_model
 from luthier.serving.answers import Answer, ProbeSet
+from luthier.serving.closeness import ReplyRow, log_softmax
 from luthier.serving.parity import parity_texts, training_ids
-from luthier.store.artifact import Workspace
 from luthier.store.files import write_atomically
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    import numpy as np
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
 
 PROBES_NAME = "probes.json"
 _TEXTS = 400
 _LIKELIEST = 5
-_LONGEST_LOGGED_TOKENS = 64  # of a reply; keeps the file small
-_LOGITS_AT_ONCE = 2**26  # 256 MB in float32
-_BATCH_ROWS = 16
 
 
 class Candidate(BaseModel):
@@ -102,63 +99,23 @@ def same_text(text: str) -> str:
     return text.strip().strip("\ufffd").strip()
 
 
-def answer_steps(
-    model_folder: Path, probes: ProbeSet, merged: Sequence[Answer], workspace: Workspace
-) -> list[Steps]:
-    """For each probe and each of its answer's first tokens: (id, log-probability in nats) of that
-    token and of the likeliest others, by the model in float32.
+def answer_steps(logits: Sequence[Path], rows: Sequence[ReplyRow]) -> list[Steps]:
+    """For each row and each of its reply's tokens: (id, log-probability in nats) of that token and
+    of the likeliest others, by the logits of `closeness.merged_logits`."""
+    import numpy as np
 
-    Raises:
-        ModelError: the folder holds no model.
-        InterruptedRunError: stopped on request.
-    """
-    model = load_model(model_folder, dtype="float32")
-    rows = [
-        (probe.prompt_ids, answer.token_ids[:_LONGEST_LOGGED_TOKENS])
-        for probe, answer in zip(probes.probes, merged, strict=True)
-    ]
-    order = sorted(range(len(rows)), key=lambda row: (sum(map(len, rows[row])), row))
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    at_once = max(1, min(_BATCH_ROWS, _LOGITS_AT_ONCE // (_LONGEST_LOGGED_TOKENS * vocabulary)))
-    found: dict[int, Steps] = {}
-    with workspace.reporter.task("Probabilities of the answers", len(rows), "answers") as task:
-        for start in range(0, len(order), at_once):
-            workspace.raise_if_stopped()
-            batch = order[start : start + at_once]
-            found.update(zip(batch, _steps(model, [rows[row] for row in batch]), strict=True))
-            task.advance(len(batch))
-    return [found[row] for row in range(len(rows))]
+    found = []
+    for path, row in zip(logits, rows, strict=True):
+        reply = row.token_ids[row.first_position + 1 :]
+        logs_PV = log_softmax(np.load(path))[: len(reply)]
+        found.append(
+            [_candidates(logs_V, token) for logs_V, token in zip(logs_PV, reply, strict=True)]
+        )
+    return found
 
 
-def _steps(
-    model: "PreTrainedModel", rows: Sequence[tuple[Sequence[int], Sequence[int]]]
-) -> Iterator[Steps]:
-    # B rows, T tokens of prompt and answer, padded on the left; R tokens of the longest answer
-    import torch
-
-    longest = max(len(prompt) + len(answer) for prompt, answer in rows)
-    replies = max(len(answer) for _, answer in rows)
-    ids_BT = torch.zeros((len(rows), longest), dtype=torch.long)
-    mask_BT = torch.zeros_like(ids_BT)
-    for row, (prompt, answer) in enumerate(rows):
-        whole = torch.tensor([*prompt, *answer])
-        ids_BT[row, longest - len(whole) :] = whole
-        mask_BT[row, longest - len(whole) :] = 1
-    with torch.inference_mode():
-        logits_BRV = model(
-            input_ids=ids_BT.to(model.device),
-            attention_mask=mask_BT.to(model.device),
-            position_ids=(mask_BT.cumsum(1) - 1).clamp(min=0).to(model.device),
-            logits_to_keep=replies + 1,
-        ).logits.float()
-    for row, (_, answer) in enumerate(rows):
-        # the logits before each answer token
-        logs_RV = logits_BRV[row, replies - len(answer) : replies].log_softmax(-1).cpu()
-        yield [_candidates(logs_V, token) for logs_V, token in zip(logs_RV, answer, strict=True)]
-
-
-def _candidates(logs_V: "torch.Tensor", token: int) -> list[tuple[int, float]]:
-    likeliest = [int(other) for other in logs_V.topk(_LIKELIEST).indices]
+def _candidates(logs_V: "NDArray[np.float64]", token: int) -> list[tuple[int, float]]:
+    likeliest = [int(other) for other in logs_V.argsort()[::-1][:_LIKELIEST]]
     ids = [token, *(other for other in likeliest if other != token)]
     return [(one, round(float(logs_V[one]), 5)) for one in ids]
 

@@ -27,7 +27,13 @@ from luthier.serving.importance import importance_matrix
 from luthier.serving.lint import VLLM_ADAPTER
 from luthier.serving.llama_server import require_llama_cpp
 from luthier.serving.ollama import base_licence, modelfile
-from luthier.serving.serve_probes import Served, build_probes, write_probes
+from luthier.serving.serve_probes import (
+    Served,
+    ServeProbes,
+    answer_steps,
+    build_probes,
+    write_probes,
+)
 from luthier.serving.vllm import folder_gate, tokenizer_folder, write_folder
 from luthier.serving.vllm_adapter import ServedBase, serve_command, write_adapter_folder
 from luthier.serving.vllm_adapter_check import adapter_gate
@@ -171,7 +177,7 @@ def _modelfile_name(quantization: GGUFType, first: GGUFType) -> str:
 def _modelfile(export: _Export, name: str) -> str:
     base, template = export.inputs["base"], None
     if export.section.ollama_template:
-        template = ollama_template(template_renderer(export.tokenizer), export.bos_token)
+        template = ollama_template(template_renderer(export.tokenizer), export.tokenizer.bos_token)
     return modelfile(
         name,
         stop_tokens=export.stop_tokens,
@@ -235,6 +241,17 @@ def _measure_ggufs(export: _Export, ggufs: GGUFExport, reference: Reference) -> 
         )
         placed.append(Measured(parity, one.gates))
     return placed
+
+
+def _probes(export: _Export, reference: Reference) -> ServeProbes:
+    return build_probes(
+        export.tokenizer,
+        export.probes,
+        reference.base,
+        reference.merged,
+        answer_steps(reference.logits, reference.rows),
+        Served(export.inputs.name, export.context_tokens),
+    )
 
 
 def _document(export: _Export, reference: Reference, measured: Sequence[Measured]) -> None:
