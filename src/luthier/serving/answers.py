@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.data.dataset import load_split, split_files
+from luthier.data.final_answer import same_answer
 from luthier.data.rows import Split
 from luthier.errors import ServingError
 from luthier.evaluation.rows import evenly
@@ -56,7 +57,7 @@ class ProbeSet:
     answer_regex: str | None = None
 
     def is_expected(self, text: str, probe: Probe) -> bool:
-        """Whether an answer is the expected reply, or has its answer where the task has a regex."""
+        """Whether an answer is the expected reply; where the task has a regex, has its answer."""
         if self.answer_regex is not None:
             return same_answer(self.answer_regex, text, probe.expected)
         return text.strip() == probe.expected.strip()

@@ -86,7 +86,7 @@ def _known(value: float | None) -> float:
 def is_too_lossy(gates: Sequence[Gate]) -> bool:
     """Whether rounding explains all that failed: most answers are still the tuned model's."""
     failed = {gate.id: gate.measured for gate in failures(gates)}
-    is_tuned = float(failed.pop(_SERVED, 1.0)) > 0.5  # noqa: PLR2004, half
+    is_tuned = float(failed.pop(_SERVED, 1.0)) > 0.5
     return bool(failed) and failed.keys() <= set(LOSSY) and is_tuned
 
 

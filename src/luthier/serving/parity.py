@@ -97,7 +97,7 @@ def compare_prompts(server: LlamaServer, probes: ProbeSet) -> list[IdComparison]
 
 
 def compare_chats(tokenizer: "PreTrainedTokenizerBase", server: LlamaServer) -> list[IdComparison]:
-    """Each golden conversation that the template accepts, rendered here and by the server (F07)."""
+    """Each golden conversation that the template takes, rendered here and by the server (F07)."""
     golden = accepted(template_renderer(tokenizer))
     expected = training_ids(tokenizer, [prompt for _, prompt in golden])
     rendered = [server.apply_template(one.messages) for one, _ in golden]
