@@ -213,7 +213,8 @@ class Planner:
         sft, export = self.config.sections.get("sft"), self.config.sections["export"]
         if isinstance(sft, SFTSection):
             lora = None if sft.method == "full" else sft.lora
-            problems = refusals(sft.method, lora, getattr(export, "targets", ()))
+            prompt = getattr(self.config.sections.get("prepare"), "system_prompt", None)
+            problems = refusals(sft.method, lora, getattr(export, "targets", ()), prompt)
             if problems:
                 raise ConfigError("\n".join(f"{self.config.path}: {one}." for one in problems))
 
