@@ -34,8 +34,8 @@ SHARD_BYTES = 60_000
 LICENSE = Path(__file__).parent.parent / "LICENSE"
 
 
-def save_random(folder: Path, architecture: str, **changes: Any) -> Path:
-    """A float32 model as transformers saves it, random but surer of its tokens than random is."""
+def save_random(folder: Path, architecture: str, dtype: str = "float32", **changes: Any) -> Path:
+    """A model as transformers saves it, random but surer of its tokens than random is."""
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig
 
@@ -43,8 +43,8 @@ def save_random(folder: Path, architecture: str, **changes: Any) -> Path:
 
     quiet_libraries()
     torch.manual_seed(11)
-    config = CONFIG_MAPPING[architecture](**SMALL | ARCHITECTURES[architecture] | changes)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    config = CONFIG_MAPPING[architecture](**SMALL | ARCHITECTURES.get(architecture, {}) | changes)
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     for table in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
         table.data.mul_(4.0)
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
