@@ -10,7 +10,7 @@ from luthier.config import Field, Section
 from luthier.data.dataset import load_split, split_files
 from luthier.gates import Gate, check
 from luthier.models.loading import DType, Quantization, is_whole_model, load_model
-from luthier.models.merging import cast_weights, dequantised_weights, merge
+from luthier.models.merging import dequantised_weights, merge
 from luthier.models.parity import largest_logit, max_logit_difference, probe_logits
 from luthier.models.quantization import quantization_section
 from luthier.models.weights import describe_weights
@@ -55,7 +55,7 @@ def run(section: MergeSection, inputs: StageInputs, workspace: Workspace) -> Sta
     with workspace.reporter.task("merging", len(candidates) + 1) as task:
         for candidate in candidates:
             folder = _candidate_folder(workspace, candidate)
-            reports[candidate] = _merge(inputs, candidate, folder)
+            reports[candidate] = _merge(inputs, candidate, folder, "float32")
             if len(candidates) > 1:
                 losses[candidate] = mean_loss(load_model(folder), scored)
             workspace.raise_if_stopped()
@@ -68,7 +68,7 @@ def run(section: MergeSection, inputs: StageInputs, workspace: Workspace) -> Sta
             inputs["base"].manifest.facts["dtype"] if section.dtype == "auto" else section.dtype
         )
         if dtype != "float32":
-            metrics["cast_max_abs_logit_difference"] = _cast(workspace.path, dtype, rows)
+            metrics["cast_max_abs_logit_difference"] = _cast(inputs, kept, workspace, dtype, rows)
         task.advance()
     return StageResult(
         metrics={"validation_loss": losses} | metrics,
@@ -105,14 +105,16 @@ def _candidate_folder(workspace: Workspace, candidate: BaseWeights) -> Path:
     return workspace.scratch / f"merged-{candidate}"
 
 
-def _merge(inputs: StageInputs, candidate: BaseWeights, folder: Path) -> dict[str, Any]:
+def _merge(
+    inputs: StageInputs, candidate: BaseWeights, folder: Path, dtype: DType
+) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     base = inputs["base"].path
     replaced = None
     if candidate == "dequantized":
         replaced = dequantised_weights(base, _quantization(inputs) or "nf4")
-    return asdict(merge(base, inputs["adapter"].path, folder, replaced))
+    return asdict(merge(base, inputs["adapter"].path, folder, dtype=dtype, replaced=replaced))
 
 
 def _parity(
@@ -170,12 +172,21 @@ def _trained(inputs: StageInputs, kept: BaseWeights) -> "PreTrainedModel":
     return model
 
 
-def _cast(folder: Path, dtype: DType, rows: "datasets.Dataset") -> float:
-    """Cast the merged weights; the largest logit change that the cast brings."""
+def _cast(
+    inputs: StageInputs,
+    kept: BaseWeights,
+    workspace: Workspace,
+    dtype: DType,
+    rows: "datasets.Dataset",
+) -> float:
+    """Merge again, cast to `dtype`; the largest logit change that the cast brings."""
     probes = rows["input_ids"][:PROBE_ROWS]
-    before = probe_logits(load_model(folder), probes)
-    cast_weights(folder, dtype)
-    return max_logit_difference(before, probe_logits(load_model(folder), probes))
+    before = probe_logits(load_model(workspace.path), probes)
+    folder = _candidate_folder(workspace, kept)
+    _merge(inputs, kept, folder, dtype)
+    for path in folder.iterdir():
+        path.replace(workspace.path / path.name)
+    return max_logit_difference(before, probe_logits(load_model(workspace.path), probes))
 
 
 STAGE = Stage(
