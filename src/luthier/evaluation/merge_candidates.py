@@ -143,6 +143,5 @@ def choose(measured: Mapping[str, Measured]) -> tuple[str, str]:
     better, worse = sorted(losses, key=lambda name: losses[name])
     return better, (
         f"{better} base kept: validation loss {losses[better]:.4f}, {losses[worse]:.4f} on the "
-        f"{worse} base"
-        + ("; their answers do not tell them apart" if one.answers else "")
+        f"{worse} base" + ("; their answers do not tell them apart" if one.answers else "")
     )

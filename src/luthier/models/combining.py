@@ -18,6 +18,7 @@ from luthier.errors import ModelError
 from luthier.models.adapter_files import ADAPTER_CONFIG, save_adapter
 from luthier.models.libraries import quick_imports, quiet_libraries
 from luthier.models.loading import is_whole_model
+from luthier.models.skeleton import skeleton
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -160,7 +161,7 @@ def _with_plain_scale(folder: Path) -> Any:
     from peft import LoraConfig
 
     config = LoraConfig.from_pretrained(str(folder))
-    config.inference_mode = True
+    config.inference_mode, config.base_model_name_or_path = True, None
     if config.use_rslora:
         root = math.sqrt(config.r)
         config.lora_alpha *= root
@@ -174,13 +175,10 @@ def _with_plain_scale(folder: Path) -> Any:
 def _without_weights(base: Path) -> "PreTrainedModel":
     """A model whose weights are one zero each, seen as a matrix: PEFT reads shapes and devices."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    model = skeleton(base)
     for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
+        for name, parameter in [*module.named_parameters(recurse=False)]:
             zeros = torch.zeros(()).expand(parameter.shape)
             setattr(module, name, torch.nn.Parameter(zeros, requires_grad=False))
     return model

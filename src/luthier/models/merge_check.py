@@ -7,6 +7,8 @@ rounding that a wrong merge could hide in.
 """
 
 import gc
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +24,21 @@ from luthier.models.parity import (
     probe_logits,
 )
 from luthier.models.quantization import quantization_section
+from luthier.models.sources import TOKENIZER_FILES
 from luthier.store.artifact import Workspace
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 # Relative to the largest logit. Rounding in float32 gives up to 5e-6 on SmolLM2 (2e-4 absolute on
 # logits near 45), weights cast to float16 some 1e-3, a forgotten or doubled update far more.
 MAX_RELATIVE_DIFFERENCE = 5e-5
+# Share of what the adapter moves logits by. Measured on SmolLM2 in bfloat16 with an adapter scaled
+# down (2026-12): 0.01 of its strength as trained, 0.06 at a quarter of it, 0.25 at a tenth, where
+# the merged model is 15 % of the adapter's KL divergence away from it, 0.63 at a twentieth. The
+# error of the weights does not say it: from a float32 base it was 1.5 where this was 0.04.
+MAX_ROUNDING_SHARE = 0.25
 PROBE_ROWS = 16
 # A row's logits are 600 kB a position at a vocabulary of 150,000.
 PROBE_POSITIONS = 32
@@ -53,7 +61,7 @@ class Merged:
 
 
 @dataclass(frozen=True)
-class _Expected:
+class ExpectedLogits:
     """Logits of base + adapter, of the base, and of what the merged folder must be.
 
     `chain` is the largest difference between base + adapter and PEFT's merge before rounding.
@@ -82,7 +90,7 @@ def check_merge(
         InterruptedRunError: stopped on request.
     """
     probes, device = rows[:PROBE_ROWS], check_device(merged.base)
-    expected = _expected(merged, probes, device)
+    expected = expected_logits(merged, probes, device)
     _free_memory()
     found = fresh_logits(
         merged.folder, probes, workspace, device=device, most_positions=PROBE_POSITIONS
@@ -108,17 +116,52 @@ def check_merge(
         "largest_logit": scale,
     }
     if merged.dtype != "float32":
+        rounded = max_logit_difference(expected.adapted, found)
         metrics["peft_max_abs_logit_difference"] = expected.chain
-        metrics["cast_max_abs_logit_difference"] = max_logit_difference(expected.adapted, found)
+        metrics["cast_max_abs_logit_difference"] = rounded
+        moved = max_logit_difference(expected.base, expected.adapted)
+        gates.append(_rounding_gate(rounded, moved, merged.dtype))
     return gates, metrics
+
+
+def _rounding_gate(rounded: float, moved: float, dtype: DType) -> Gate:
+    return check(
+        "merge-rounding",
+        rounded / moved if moved else math.nan,
+        "<=",
+        MAX_ROUNDING_SHARE,
+        f"how far rounding to {dtype} moves logits, over how far the adapter does; where it is "
+        "too far, set merge.dtype: float32",
+    )
+
+
+def tokenizer_gate(folder: Path, base: Path) -> Gate:
+    """Whether a merged folder has the base's tokenizer, byte for byte (F07): logits of token ids
+    cannot show another one."""
+    names = {path.name for one in (folder, base) for path in one.iterdir()} & set(TOKENIZER_FILES)
+    other = [name for name in sorted(names) if _content(folder / name) != _content(base / name)]
+    return check(
+        "merge-tokenizer",
+        len(other),
+        "==",
+        0,
+        f"files that are not the base's: {', '.join(other)}" if other else f"{len(names)} files",
+    )
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
 
 
 def _worse(one: float, other: float) -> float:
     """The larger; NaN if either is."""
-    return one + other if one != one or other != other else max(one, other)
+    return math.nan if math.isnan(one) or math.isnan(other) else max(one, other)
 
 
-def _expected(merged: Merged, probes: Sequence[Sequence[int]], device: str) -> _Expected:
+def expected_logits(
+    merged: Merged, probes: Sequence[Sequence[int]], device: str
+) -> ExpectedLogits:
+    """What base + adapter give, and what the merged folder must; nothing of it is read."""
     is_whole = is_whole_model(merged.adapter)
     if is_whole:
         base = _logits(load_model(merged.base, device=device), probes)
@@ -128,17 +171,16 @@ def _expected(merged: Merged, probes: Sequence[Sequence[int]], device: str) -> _
         with model.disable_adapter():
             base = _logits(model, probes)
     if merged.dtype == "float32":
-        return _Expected(adapted, base, adapted, 0.0)
+        return ExpectedLogits(adapted, base, adapted, 0.0)
     if _computes_quantised(merged):
         del model
         _free_memory()
         model = _decoded(merged, device)
     if not is_whole:
-        with_adapter: Any = model
-        model = with_adapter.merge_and_unload()
+        model = _merged_by_peft(model)
     chain = max_logit_difference(adapted, _logits(model, probes))
     _round_weights(model, merged.dtype)
-    return _Expected(adapted, base, _logits(model, probes), chain)
+    return ExpectedLogits(adapted, base, _logits(model, probes), chain)
 
 
 def _logits(model: "PreTrainedModel", probes: Sequence[Sequence[int]]) -> "list[Tensor]":
@@ -174,6 +216,33 @@ def _decoded(merged: Merged, device: str) -> "PreTrainedModel":
             module = plain.get_submodule(name.removesuffix(".weight"))
             getattr(module, "base_layer", module).weight.data.copy_(weight)
     return model
+
+
+def _merged_by_peft(model: Any) -> "PreTrainedModel":
+    """PEFT's own merge, in place, with a matrix of its own for every module.
+
+    PEFT 0.21 adds a LoRA on one of two tied modules to that one's output alone, and merges it into
+    the matrix of both (peft issue 2777).
+    """
+    _untie(model)
+    with warnings.catch_warnings():
+        # Both are about what was untied here.
+        warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
+        warnings.filterwarnings("ignore", "Model with `tie_word_embeddings=True` and the tied")
+        merged: PreTrainedModel = model.merge_and_unload()
+    return merged
+
+
+def _untie(model: "nn.Module") -> None:
+    import torch
+
+    seen = set[int]()
+    for module in model.modules():
+        for name, parameter in [*module.named_parameters(recurse=False)]:
+            if id(parameter) in seen:
+                own = torch.nn.Parameter(parameter.detach().clone(), requires_grad=False)
+                setattr(module, name, own)
+            seen.add(id(parameter))
 
 
 def _round_weights(model: "PreTrainedModel", dtype: DType) -> None:

@@ -12,12 +12,7 @@ from luthier.errors import ModelError
 PACKAGE_PREFIX = "package:"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# Everything that a model needs and nothing that runs code: no pickles, no Python.
-WANTED_FILES = (
-    "config.json",
-    "generation_config.json",
-    "*.safetensors",
-    "model.safetensors.index.json",
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -26,6 +21,14 @@ WANTED_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+)
+# Everything that a model needs and nothing that runs code: no pickles, no Python.
+WANTED_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "model.safetensors.index.json",
+    *TOKENIZER_FILES,
     "LICENSE*",
 )
 

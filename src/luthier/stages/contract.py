@@ -60,7 +60,8 @@ def named_by(section: Section, slot: Slot) -> list[NamedInput]:
             items = [(str(key), f"{slot.field}.{key}", item) for key, item in found.items()]
         case found:
             items = [
-                (str(place + 1), f"{slot.field}[{place}]", item) for place, item in enumerate(found)
+                (str(place + 1), f"{slot.field}[{place}]", item)
+                for place, item in enumerate(found)
             ]
     return [
         NamedInput(f"{slot.name}-{key}", item, field)
