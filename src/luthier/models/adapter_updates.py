@@ -135,16 +135,8 @@ class Added:
 Update = LowRank | Replaced | Added
 
 
-@dataclass(frozen=True)
-class AdapterUpdates:
-    """By the model's names of its tensors."""
-
-    by_name: dict[str, Update]
-    keeps_ties: bool  # PEFT's ensure_weight_tying
-
-
-def adapter_updates(adapter: Path, conv1d: "Iterable[str]" = ()) -> AdapterUpdates:
-    """What the adapter changes.
+def adapter_updates(adapter: Path, conv1d: "Iterable[str]" = ()) -> dict[str, Update]:
+    """What the adapter changes, by the model's names of its tensors.
 
     Args:
         adapter: PEFT folder.
@@ -177,7 +169,7 @@ def adapter_updates(adapter: Path, conv1d: "Iterable[str]" = ()) -> AdapterUpdat
         updates[f"{module}.weight"] = _low_rank(parts, scale, is_conv1d=module in transposed)
         if "bias" in parts:
             updates[f"{module}.bias"] = Added(scale * parts["bias"].float())
-    return AdapterUpdates(updates, keeps_ties=bool(config.get("ensure_weight_tying")))
+    return updates
 
 
 def _refuse(adapter: Path, config: "Mapping[str, Any]") -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import ModelError
-from luthier.models.loading import pick_device
+from luthier.models.loading import DType, pick_device
 from luthier.models.quantization import (
     Quantization,
     bitsandbytes_config,
@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def dequantised_weights(base: Path, quantization: Quantization = "nf4") -> "Mapping[str, Tensor]":
+def dequantised_weights(
+    base: Path, quantization: Quantization = "nf4", *, dtype: DType = "float32"
+) -> "Mapping[str, Tensor]":
     """The base's linear weights after quantisation and back, float32 on the CPU, by tensor name.
 
     Each is quantised and decoded when it is asked for, by transformers' own operation and on the
     modules that transformers itself would replace: bit for bit what `load_model(base,
-    quantization=...)` computes with.
+    quantization=..., dtype=...)` computes with. `dtype` counts: stored weights are cast to it
+    before they are quantised, and decoded to it (transformers 5.23 `core_model_loading.py`).
 
     With int8 that base also rounds what goes into each layer (LLM.int8(), arXiv 2208.07339), which
     no weights can imitate: they are near it, not equal.
@@ -33,16 +36,17 @@ def dequantised_weights(base: Path, quantization: Quantization = "nf4") -> "Mapp
         ModelError: the base is quantised already, or lacks the weights of a layer.
     """
     refuse_quantised(base)
-    return _Dequantised(base, quantization)
+    return _Dequantised(base, quantization, dtype)
 
 
 class _Dequantised(Mapping[str, "Tensor"]):
-    def __init__(self, base: Path, quantization: Quantization) -> None:
+    def __init__(self, base: Path, quantization: Quantization, dtype: DType) -> None:
+        import torch
         from transformers.quantizers import AutoHfQuantizer
 
         self._stored = StoredModel(base)
-        # The dtype is that of products, which there are none of.
-        config = bitsandbytes_config(quantization, "float32")
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        config = bitsandbytes_config(quantization, dtype)
         self._quantizer: Any = AutoHfQuantizer.from_config(config, pre_quantized=False)
         self._quantizer.preprocess_model(model=self._stored.model, device_map={"": pick_device()})
         self._modules: dict[str, Any] = {
@@ -60,7 +64,8 @@ class _Dequantised(Mapping[str, "Tensor"]):
         file_name = self._stored.file_name(name)
         if file_name is None:
             raise ModelError(f"{self._stored.folder}: it has no {name} to quantise.")
-        weight = read_tensor(self._stored.tensors[file_name]).to(pick_device())
+        weight = read_tensor(self._stored.tensors[file_name])
+        weight = weight.to(pick_device(), self._dtype)
         empty = module.weight
         try:
             found = self._quantizer.get_quantize_ops().convert(

@@ -7,21 +7,19 @@ adapter's matrices and the libraries, whatever the size of the model.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import ModelError
-from luthier.models.adapter_updates import Added, LowRank, Replaced, Update, adapter_updates
+from luthier.models.adapter_updates import Replaced, Update, adapter_updates
 from luthier.models.dequantising import dequantised_weights
 from luthier.models.loading import DType, is_whole_model
+from luthier.models.merged_rows import MergedTensor, Tally, merged_rows
 from luthier.models.safetensors_stream import (
-    Layout,
     Stored,
     in_file_order,
-    read_pieces,
-    row_ranges,
     stored_tensors,
     write_safetensors,
 )
@@ -57,45 +55,6 @@ class MergeReport:
     dtype: str
 
 
-@dataclass(frozen=True)
-class _Merged:
-    """One tensor to be written, out of one of the base and what changes it."""
-
-    name: str
-    source: Stored
-    update: Update | None
-    dtype: "torch.dtype"
-    # Float32 values of the base instead of the stored ones, looked up when it is its turn.
-    replaced: "tuple[Mapping[str, Tensor], str] | None" = None
-    # The same tensor before full fine-tuning, of the base.
-    before: Stored | None = None
-
-    @property
-    def layout(self) -> Layout:
-        return Layout(self.name, self.dtype, self.source.shape)
-
-
-@dataclass
-class _Tally:
-    """Sums of squares over all that was written so far, and how much of each dtype."""
-
-    delta: float = 0.0
-    error: float = 0.0
-    error_float32: float = 0.0
-    changed: int = 0
-    elements: "dict[torch.dtype, int]" = field(default_factory=dict)
-
-    def report(self) -> MergeReport:
-        most = max(self.elements, key=lambda dtype: self.elements[dtype])
-        of_delta = 1 / self.delta if self.delta else 0.0
-        return MergeReport(
-            changed_tensors=self.changed,
-            relative_delta_error=math.sqrt(self.error * of_delta),
-            relative_delta_error_float32=math.sqrt(self.error_float32 * of_delta),
-            dtype=str(most).removeprefix("torch."),
-        )
-
-
 def merge(
     base: Path,
     adapter: Path,
@@ -126,21 +85,34 @@ def merge(
     else:
         files, untied = _with_adapter(base, adapter, dtype, replaced or {})
         whole = base
-    tally = _Tally()
+    tally = Tally()
     for name, tensors in files.items():
         layouts = in_file_order(one.layout for one in tensors)
         by_name = {one.name: one for one in tensors}
-        pieces = (piece for layout in layouts for piece in _pieces(by_name[layout.name], tally))
-        write_safetensors(folder / name, layouts, pieces)
+        ordered = [by_name[layout.name] for layout in layouts]
+        write_safetensors(folder / name, layouts, merged_rows(ordered, tally))
     copy_small_files(whole, folder)
     _write_config(folder, dtype, untied=untied)
     _write_index(folder, files)
-    return tally.report()
+    return MergeReport(
+        changed_tensors=len(tally.changed),
+        relative_delta_error=tally.relative(tally.error),
+        relative_delta_error_float32=tally.relative(tally.error_float32),
+        dtype=_most(files),
+    )
+
+
+def _most(files: Mapping[str, list[MergedTensor]]) -> str:
+    elements: dict[torch.dtype, int] = {}
+    for tensor in (one for tensors in files.values() for one in tensors):
+        count = math.prod(tensor.source.shape)
+        elements[tensor.dtype] = elements.get(tensor.dtype, 0) + count
+    return str(max(elements, key=lambda dtype: elements[dtype])).removeprefix("torch.")
 
 
 def _with_adapter(
     base: Path, adapter: Path, dtype: DType | None, replaced: "Mapping[str, Tensor]"
-) -> tuple[dict[str, list[_Merged]], bool]:
+) -> tuple[dict[str, list[MergedTensor]], bool]:
     stored = StoredModel(base)
     found = adapter_updates(adapter, stored.conv1d_names())
     updates, untied = without_ties(found, stored)
@@ -153,12 +125,14 @@ def _with_adapter(
             raise ModelError(f"{adapter}: it changes {name}, which the base does not have.")
         by_file_name[file_name or name] = update
     instead = {stored.file_name(name): (replaced, name) for name in replaced}
-    files: dict[str, list[_Merged]] = {path.name: [] for path in weight_files(base)}
+    files: dict[str, list[MergedTensor]] = {path.name: [] for path in weight_files(base)}
     sources = stored.tensors | {name: stored.tensors[table] for name, table in untied.items()}
     for name, source in sources.items():
         update_here = by_file_name.get(name)
         files[source.path.name].append(
-            _Merged(name, source, update_here, _written(source, dtype), instead.get(source.name))
+            MergedTensor(
+                name, source, _written(source, dtype), update_here, instead.get(source.name)
+            )
         )
     return files, bool(untied)
 
@@ -173,11 +147,11 @@ def _check_shape(adapter: Path, name: str, update: Update, stored: Stored) -> No
         )
 
 
-def _whole(base: Path, model: Path, dtype: DType | None) -> dict[str, list[_Merged]]:
+def _whole(base: Path, model: Path, dtype: DType | None) -> dict[str, list[MergedTensor]]:
     before = {one.name: one for path in weight_files(base) for one in stored_tensors(path)}
     return {
         path.name: [
-            _Merged(one.name, one, None, _written(one, dtype), before=before.get(one.name))
+            MergedTensor(one.name, one, _written(one, dtype), before=before.get(one.name))
             for one in stored_tensors(path)
         ]
         for path in weight_files(model)
@@ -193,93 +167,6 @@ def _written(stored: Stored, dtype: DType | None) -> "torch.dtype":
     return wanted
 
 
-def _pieces(merged: _Merged, tally: _Tally) -> "Iterator[Tensor]":
-    """The rows to be written, and what they add to the tally."""
-    tally.elements[merged.dtype] = tally.elements.get(merged.dtype, 0) + math.prod(
-        merged.source.shape
-    )
-    if merged.before is not None and merged.before.shape == merged.source.shape:
-        yield from _trained_whole(merged, merged.before, tally)
-    elif merged.update is not None:
-        tally.changed += 1
-        yield from _updated(merged, merged.update, tally)
-    else:
-        tally.changed += merged.before is not None
-        for _, _, rows in _base_pieces(merged):
-            yield _cast(rows, merged)
-
-
-def _updated(merged: _Merged, update: Update, tally: _Tally) -> "Iterator[Tensor]":
-    norms = None
-    if isinstance(update, LowRank) and update.needs_norms:
-        norms = update.norms((i, j, rows.float()) for i, j, rows in _base_pieces(merged))
-    for start, _, stored in _base_pieces(merged):
-        rows = stored.float()
-        match update:
-            case LowRank():
-                delta = update.delta(start, rows, norms)
-                after = rows + delta
-            case Added():
-                delta = update.values
-                after = rows + delta
-            case Replaced():
-                after = update.after(start, rows)
-                delta = after - rows
-        yield _counted(merged, rows, after, delta, tally)
-
-
-def _trained_whole(merged: _Merged, before: Stored, tally: _Tally) -> "Iterator[Tensor]":
-    changed = False
-    for (_, _, old), (_, _, new) in zip(
-        read_pieces(before), read_pieces(merged.source), strict=True
-    ):
-        if not new.is_floating_point():
-            changed = changed or not bool((old == new).all())
-            yield new
-            continue
-        rows, after = old.float(), new.float()
-        delta = after - rows
-        changed = changed or bool(delta.any())
-        yield _counted(merged, rows, after, delta, tally)
-    tally.changed += changed
-
-
-def _counted(
-    merged: _Merged, rows: "Tensor", after: "Tensor", delta: "Tensor", tally: _Tally
-) -> "Tensor":
-    written = _cast(after, merged)
-    tally.delta += _square(delta)
-    tally.error_float32 += _square((after - rows).sub_(delta))
-    tally.error += _square((written.float() - rows).sub_(delta))
-    return written
-
-
-def _square(values: "Tensor") -> float:
-    flat = values.reshape(-1)
-    return float(flat.dot(flat))
-
-
-def _cast(rows: "Tensor", merged: _Merged) -> "Tensor":
-    import torch
-
-    written = rows.to(merged.dtype)
-    is_narrower = merged.dtype == torch.float16 and rows.dtype != torch.float16
-    if is_narrower and bool(written.isinf().any()):
-        raise ModelError(
-            f"{merged.name} has weights above 65504, the largest number of float16. "
-            "Set merge.dtype: bfloat16 or float32."
-        )
-    return written
-
-
-def _base_pieces(merged: _Merged) -> "Iterable[tuple[int, int, Tensor]]":
-    if merged.replaced is None:
-        return read_pieces(merged.source)
-    found, name = merged.replaced
-    weight = found[name]
-    return ((i, j, weight[i:j]) for i, j in row_ranges(merged.source))
-
-
 def _write_config(folder: Path, dtype: DType | None, *, untied: bool) -> None:
     path = folder / "config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -292,7 +179,7 @@ def _write_config(folder: Path, dtype: DType | None, *, untied: bool) -> None:
         write_atomically(path, json.dumps(changed, indent=2) + "\n")
 
 
-def _write_index(folder: Path, files: Mapping[str, Iterable[_Merged]]) -> None:
+def _write_index(folder: Path, files: Mapping[str, Iterable[MergedTensor]]) -> None:
     path = folder / INDEX_NAME
     if not path.exists():
         return

@@ -107,9 +107,9 @@ class Layout:
 
 
 def in_file_order(layouts: Iterable[Layout]) -> list[Layout]:
-    """Wide types first, then by name: no tensor is misaligned, and the order is always the same
-    (as safetensors 0.8 `tensor.rs` prepare has it)."""
-    return sorted(layouts, key=lambda layout: (-layout.dtype.itemsize, layout.name))
+    """By type, wide ones first, so that no tensor is misaligned; then by name."""
+    order = {_torch(name): rank for rank, name in enumerate(DTYPES.values())}
+    return sorted(layouts, key=lambda layout: (order[layout.dtype], layout.name))
 
 
 def write_safetensors(path: Path, layouts: Sequence[Layout], pieces: "Iterable[Tensor]") -> None:

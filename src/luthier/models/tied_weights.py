@@ -2,13 +2,14 @@
 
 PEFT 0.21 adds a LoRA on a tied module to that module's output alone, so base + adapter is no
 longer tied; merging in place would change both (transformers issue 45127, peft issue 2777).
-`ensure_weight_tying` and trained token embeddings change both alike, and they stay tied.
+With `ensure_weight_tying` an adapter has both, with the same values, and they stay tied; token
+embeddings it has once, and they mean both.
 """
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from luthier.models.adapter_updates import AdapterUpdates, LowRank, Replaced, Update
+from luthier.models.adapter_updates import LowRank, Replaced, Update
 from luthier.models.skeleton import StoredModel
 
 if TYPE_CHECKING:
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def without_ties(
-    found: AdapterUpdates, stored: StoredModel
+    found: Mapping[str, Update], stored: StoredModel
 ) -> tuple[dict[str, Update], Mapping[str, str]]:
     """The updates by tensor that is written, and the tensors that must be written for it beside
     the one that they were tied to: name, and the file's name of the other."""
-    updates = dict(found.by_name)
+    updates = dict(found)
     untied: dict[str, str] = {}
     for head, table in stored.ties().items():
         module_name = next((n for n in updates if stored.file_name(n) == table), None)
@@ -28,7 +29,7 @@ def without_ties(
         of_head = updates.get(head)
         if of_table is None and of_head is None:
             continue
-        if not _are_alike(of_table, of_head, ties=found.keeps_ties):
+        if not _are_alike(of_table, of_head):
             untied[head] = table
         elif head in stored.tensors:
             # Written twice by whoever made the base; both must change.
@@ -39,14 +40,12 @@ def without_ties(
     return updates, untied
 
 
-def _are_alike(table: Update | None, head: Update | None, *, ties: bool) -> bool:
+def _are_alike(table: Update | None, head: Update | None) -> bool:
     import torch
 
     match table, head:
         case Replaced(), None:
-            return ties or table.rows is not None
-        case LowRank(), None:
-            return ties and table.magnitude is None
+            return table.rows is not None
         case Replaced(), Replaced():
             return _same(table.rows, head.rows) and torch.equal(table.values, head.values)
         case LowRank(), LowRank():

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX_NAME = "model.safetensors.index.json"
-# torch's names for the codes in a safetensors header (safetensors 0.8 `torch.py`), of the types
-# whose elements are whole bytes.
+# torch's names for the codes in a safetensors header, of the types whose elements are whole bytes,
+# in the order of their tensors in a file (safetensors 0.8 `torch.py`, and Dtype in `tensor.rs`).
 DTYPES = {
+    "I64": "int64",
     "F64": "float64",
     "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
     "I32": "int32",
+    "BF16": "bfloat16",
+    "F16": "float16",
     "I16": "int16",
     "I8": "int8",
     "U8": "uint8",
