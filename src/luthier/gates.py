@@ -58,6 +58,8 @@ GATES: Mapping[str, str] = {
     "ship": "every rule by which the model is to be shipped holds",
     "merge-parity": "F27: merged logits equal base + adapter",
     "merge-changed": "F27: merged logits differ from the base's",
+    "merge-rounding": "F28: rounding to 16 bits moves logits far less than the adapter does",
+    "merge-tokenizer": "F07: the merged model's tokenizer files are the base's",
     "gguf-ids": "F29: llama.cpp tokenises as training did",
     "gguf-chats": "F07: the server renders conversations as the model's own template does",
     "gguf-kl": "F29: llama.cpp's next-token distributions are near the merged model's",

@@ -11,7 +11,7 @@ from luthier.forking import FORK_FIELD, ForkPoint, find_conflict, find_fork, par
 from luthier.progress import Reporter
 from luthier.serving.lint import refusals
 from luthier.stages import discover
-from luthier.stages.contract import Slot, Stage
+from luthier.stages.contract import Slot, Stage, named_by
 from luthier.store import (
     Artifact,
     Identity,
@@ -23,6 +23,7 @@ from luthier.store import (
     package_versions,
 )
 from luthier.store.keys import identity_of
+from luthier.store.manifest import ArtifactKind
 from luthier.training.checkpoints import sealed_steps
 from luthier.training.sft_section import SFTSection
 
@@ -131,8 +132,8 @@ class Planner:
         missing: list[str] = []
         for slot in stage.slots:
             named = self._named(stage, slot)
-            if named is not None:
-                inputs[slot.name] = named
+            if named:
+                inputs |= named
                 continue
             tagged = self._tagged(slot, inputs)
             if tagged is not None:
@@ -230,7 +231,7 @@ class Planner:
     def _refuse_missing_makers(self, stage: Stage[Any]) -> None:
         for slot in stage.slots:
             named, maker = self._named(stage, slot), self._maker(slot)
-            if named is None and maker is None and not slot.optional:
+            if not named and maker is None and not slot.optional:
                 raise ConfigError(
                     f"{self.config.path}: {stage.name} needs the section "
                     f"{' or '.join(reversed(slot.stages))}, which is not there."
@@ -241,7 +242,7 @@ class Planner:
         return frozenset(
             slot.name
             for slot in stage.slots
-            if self._maker(slot) is not None or self._named(stage, slot) is not None
+            if self._maker(slot) is not None or self._named(stage, slot)
         )
 
     def _maker(self, slot: Slot) -> str | None:
@@ -264,25 +265,31 @@ class Planner:
         is_own = any(ref.slot == "adapter" and ref.digest == own for ref in found.manifest.inputs)
         return None if is_own else found
 
-    def _named(self, stage: Stage[Any], slot: Slot) -> Artifact | None:
-        """The artifact that the command line, or the stage's section, names for a slot."""
-        text: str | None = None
+    def _named(self, stage: Stage[Any], slot: Slot) -> dict[str, Artifact]:
+        """The artifacts that the command line, or the stage's section, names for a slot."""
         if slot.name in self.choices.pins:
-            text = self.choices.pins[slot.name]
-            place = f"--input {slot.name}={text}"
-        elif slot.field is not None:
-            text = getattr(self.config.sections[stage.name], slot.field)
-            place = f"{self.config.path}: {stage.name}.{slot.field}: {text}"
-        if text is None:
-            return None
+            return {slot.name: self._pinned(slot.name, slot.kind)}
+        found = {}
+        for named in named_by(self.config.sections[stage.name], slot):
+            if named.slot in self.choices.pins:
+                found[named.slot] = self._pinned(named.slot, slot.kind)
+                continue
+            place = f"{self.config.path}: {stage.name}.{named.field}: {named.reference}"
+            found[named.slot] = self._resolved(named.reference, place, named.slot, slot.kind)
+        return found
+
+    def _pinned(self, slot: str, kind: ArtifactKind) -> Artifact:
+        text = self.choices.pins[slot]
+        return self._resolved(text, f"--input {slot}={text}", slot, kind)
+
+    def _resolved(self, text: str, place: str, slot: str, kind: ArtifactKind) -> Artifact:
         try:
             artifact = self.store.resolve(text)
         except StoreError as error:
             raise ConfigError(f"{place}: {error}") from error
-        if artifact.kind != slot.kind:
+        if artifact.kind != kind:
             raise ConfigError(
-                f"{place}: that is of kind {artifact.kind}, "
-                f"and {slot.name} takes kind {slot.kind}."
+                f"{place}: that is of kind {artifact.kind}, and {slot} takes kind {kind}."
             )
         return artifact
 

@@ -1,143 +1,184 @@
-"""Several adapters of one base as one, with weights, as PEFT's `add_weighted_adapter` defines it
-(peft 0.21 `tuners/lora/model.py`, `utils/merge_utils.py`), without the base in memory.
+"""Several adapters on one base, made into one by PEFT's own weighted sums.
 
-`cat` is the exact sum of the weighted updates, with ranks added. The others work on the matrices A
-and B apart, which keeps the rank, and are no exact sum: `linear` (task arithmetic, arXiv
-2212.04089), `ties` (arXiv 2306.01708) keeps the largest values and the sign of the majority,
-`dare_linear` and `dare_ties` (arXiv 2311.03099) drop values at random and make up for it.
+PEFT 0.21 `tuners/lora/model.py` add_weighted_adapter does the arithmetic, on a model whose base
+weights are empty: it needs their shapes alone. `cat` is the weighted sum of the updates, exactly.
+`linear` adds A's and B's apart, each times the root of weight x scale, so that every A meets every
+B as well. ties (arXiv 2306.01708), dare_linear and dare_ties (arXiv 2311.03099) and
+magnitude_prune drop a part of the entries of A and of B before.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.errors import ModelError
-from luthier.models.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX
-from luthier.models.adapter_updates import LowRank, adapter_updates
-from luthier.store.files import temporary_path, write_atomically
+from luthier.models.adapter_files import ADAPTER_CONFIG, save_adapter
+from luthier.models.libraries import quick_imports, quiet_libraries
+from luthier.models.loading import is_whole_model
+from luthier.models.skeleton import skeleton
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from transformers import PreTrainedModel
 
-Combination = Literal["linear", "cat", "ties", "dare_linear", "dare_ties"]
+Combination = Literal["cat", "linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
+NEEDS_DENSITY: tuple[Combination, ...] = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
+_COMBINED = "combined"
+# What an adapter may have beside plain LoRA matrices, of which there is no weighted sum.
+_REFUSED = (
+    "use_dora",
+    "modules_to_save",
+    "trainable_token_indices",
+    "ensure_weight_tying",
+    "rank_pattern",
+    "target_parameters",
+    "lora_bias",
+    "layer_replication",
+    "fan_in_fan_out",
+)
 
 
-def combine_adapters(
-    weighted: Sequence[tuple[Path, float]],
-    folder: Path,
-    *,
-    method: Combination = "linear",
-    density: float = 0.5,
-    seed: int = 0,
-) -> None:
-    """Write one plain LoRA that stands for several; `merge` and PEFT take it as any other.
+@dataclass(frozen=True)
+class Weighted:
+    """An adapter's folder, how messages call it, and its weight in the sum."""
+
+    folder: Path
+    name: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How adapters are combined; `density` is the share of entries kept, `seed` DARE's."""
+
+    combination: Combination = "cat"
+    density: float | None = None
+    seed: int = 0
+
+
+def combine(base: Path, adapters: Sequence[Weighted], recipe: Recipe, folder: Path) -> None:
+    """Write the adapter that several make together to `folder`, as PEFT's two files.
 
     Args:
-        weighted: adapter folders for the same base, and the weight of each (negative: taken away).
-        folder: where to write PEFT's two files.
-        method: how to combine them.
-        density: share of values that ties and dare keep.
-        seed: of what dare drops.
+        base: the model folder that all are for; its config is read, and no weights.
+        adapters: one or more; the order matters to DARE's random numbers alone.
+        recipe: the way.
+        folder: must exist.
 
     Raises:
-        ModelError: an adapter is no plain LoRA, ranks differ where they must not, or the density
-            is no share.
+        ModelError: one of them is not a plain LoRA, their ranks do not fit the way, or the base
+            has not the modules of one.
     """
     import torch
-    from safetensors.torch import save_file
 
-    if not 0 < density < 1:
-        raise ModelError(f"density: {density:g} is no share of values; give one between 0 and 1.")
-    adapters = [(_low_ranks(path), weight) for path, weight in weighted]
-    modules = sorted({module for updates, _ in adapters for module in updates})
-    tensors: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
+    configs = [_plain_config(adapter) for adapter in adapters]
+    if recipe.combination != "cat":
+        _refuse_other_ranks(adapters, configs, recipe)
+    names = [f"adapter-{place}" for place in range(1, len(adapters) + 1)]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for module in modules:
-            here = [(updates[module], weight) for updates, weight in adapters if module in updates]
-            try:
-                a, b = _cat(here) if method == "cat" else _apart(here, method, density)
-            except RuntimeError as error:
-                raise ModelError(
-                    f"{module} has another rank or shape in one adapter than in another. "
-                    "Ranks may differ with method cat only; the base must be the same."
-                ) from error
-            names = _names(here[0][0])
-            ranks[module] = a.shape[0]
-            for name, matrix in zip(names, (a, b), strict=True):
-                tensors[f"{PEFT_PREFIX}{module}.{name}"] = matrix.contiguous()
-    weights = folder / ADAPTER_WEIGHTS
-    temporary = temporary_path(weights)
-    save_file(dict(sorted(tensors.items())), temporary, metadata={"format": "pt"})
-    temporary.replace(weights)
-    config = _config(weighted[0][0], ranks)
-    write_atomically(folder / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        model = _hollow(base, names, adapters)
+        torch.manual_seed(recipe.seed)
+        model.add_weighted_adapter(
+            names,
+            [adapter.weight for adapter in adapters],
+            _COMBINED,
+            combination_type=recipe.combination,
+            density=recipe.density,
+        )
+    base_name = str(configs[0]["base_model_name_or_path"])
+    save_adapter(model, folder, base_name, adapter_name=_COMBINED)
 
 
-def _low_ranks(adapter: Path) -> dict[str, LowRank]:
-    """By module."""
-    found: dict[str, LowRank] = {}
-    for name, update in adapter_updates(adapter).items():
-        if not isinstance(update, LowRank) or update.magnitude is not None:
-            raise ModelError(
-                f"{adapter}: {name} is not changed by a plain LoRA (it is trained whole, or by "
-                "DoRA), and cannot be combined with other adapters. Merge it alone."
+def _plain_config(adapter: Weighted) -> dict[str, Any]:
+    if is_whole_model(adapter.folder):
+        raise ModelError(
+            f"{adapter.name}: it is a whole model (sft.method: full) and no adapter, so it cannot "
+            "be combined with others."
+        )
+    config: dict[str, Any] = json.loads(
+        (adapter.folder / ADAPTER_CONFIG).read_text(encoding="utf-8")
+    )
+    found = [name for name in _REFUSED if config.get(name)]
+    if config.get("bias", "none") != "none":
+        found.append("bias")
+    if found:
+        raise ModelError(
+            f"{adapter.name}: it has {', '.join(found)}; only plain LoRA adapters with one rank "
+            "can be combined, since a weighted sum is not defined for more."
+        )
+    return config
+
+
+def _refuse_other_ranks(
+    adapters: Sequence[Weighted], configs: Sequence[dict[str, Any]], recipe: Recipe
+) -> None:
+    if len({config["r"] for config in configs}) > 1:
+        ranks = ", ".join(
+            f"{adapter.name} {config['r']}"
+            for adapter, config in zip(adapters, configs, strict=True)
+        )
+        raise ModelError(
+            f"merge.combination: {recipe.combination} adds matrices of one rank, and these have "
+            f"{ranks}. Take combination: cat, which is exact for any ranks."
+        )
+
+
+def _hollow(base: Path, names: Sequence[str], adapters: Sequence[Weighted]) -> Any:
+    """The adapters, on a model of the base's shape without weights."""
+    with quick_imports():
+        quiet_libraries()
+        from peft import get_peft_model
+
+    model: Any = _without_weights(base)
+    for place, (name, adapter) in enumerate(zip(names, adapters, strict=True)):
+        config = _with_plain_scale(adapter.folder)
+        try:
+            if place == 0:
+                model = get_peft_model(
+                    model, config, adapter_name=name, autocast_adapter_dtype=False
+                )
+            else:
+                model.add_adapter(name, config, autocast_adapter_dtype=False)
+            loaded = model.load_adapter(
+                str(adapter.folder), name, torch_device="cpu", autocast_adapter_dtype=False
             )
-        found[name.removesuffix(".weight")] = update
-    return found
+        except (ValueError, RuntimeError) as error:
+            raise ModelError(f"{adapter.name}: it does not fit the base: {error}") from error
+        missing = [key for key in loaded.missing_keys if f".{name}." in key]
+        if missing:
+            raise ModelError(f"{adapter.name}: it lacks {missing[0]}, which its config names.")
+    return model
 
 
-def _cat(here: Sequence[tuple[LowRank, float]]) -> "tuple[Tensor, Tensor]":
+def _with_plain_scale(folder: Path) -> Any:
+    """The adapter's config, its scale the same and without `use_rslora`.
+
+    PEFT 0.21 keeps that of the first adapter and sets alpha to the rank, which makes the sum
+    sqrt(rank) times too large.
+    """
+    from peft import LoraConfig
+
+    config = LoraConfig.from_pretrained(str(folder))
+    config.inference_mode, config.base_model_name_or_path = True, None
+    if config.use_rslora:
+        root = math.sqrt(config.r)
+        config.lora_alpha *= root
+        config.alpha_pattern = {
+            name: alpha * root for name, alpha in (config.alpha_pattern or {}).items()
+        }
+        config.use_rslora = False
+    return config
+
+
+def _without_weights(base: Path) -> "PreTrainedModel":
+    """A model whose weights are one zero each, seen as a matrix: PEFT reads shapes and devices."""
     import torch
 
-    a = torch.cat([weight * update.scale * update.a for update, weight in here], dim=0)
-    return a, torch.cat([update.b for update, _ in here], dim=1)
-
-
-def _apart(
-    here: Sequence[tuple[LowRank, float]], method: Combination, density: float
-) -> "tuple[Tensor, Tensor]":
-    import torch
-    from peft.utils import merge_utils
-
-    scales = [weight * update.scale for update, weight in here]
-    roots = torch.tensor([math.sqrt(abs(scale)) for scale in scales])
-    signs = torch.tensor([1.0 if scale >= 0 else -1.0 for scale in scales])
-
-    def combined(matrices: "list[Tensor]", weights: "Tensor") -> "Tensor":
-        function: Any = merge_utils.task_arithmetic
-        options: tuple[float, ...] = ()
-        if method != "linear":
-            function, options = getattr(merge_utils, method), (density,)
-        result: Tensor = function(matrices, weights, *options)
-        return result
-
-    a = combined([update.a for update, _ in here], roots * signs)
-    return a, combined([update.b for update, _ in here], roots)
-
-
-def _names(update: LowRank) -> tuple[str, str]:
-    if update.is_transposed:
-        return "lora_embedding_A", "lora_embedding_B"
-    return "lora_A.weight", "lora_B.weight"
-
-
-def _config(adapter: Path, ranks: Mapping[str, int]) -> dict[str, Any]:
-    """The first adapter's, for these modules, with alpha = rank: the scale is in the matrices."""
-    found: dict[str, Any] = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    rank = max(ranks.values())
-    others = {module: one for module, one in ranks.items() if one != rank}
-    return found | {
-        "r": rank,
-        "lora_alpha": rank,
-        "rank_pattern": others,
-        "alpha_pattern": others,
-        "use_rslora": False,
-        "target_modules": sorted(ranks),
-        "exclude_modules": None,
-        "layers_to_transform": None,
-        "layers_pattern": None,
-    }
+    model = skeleton(base)
+    for module in model.modules():
+        for name, parameter in [*module.named_parameters(recurse=False)]:
+            zeros = torch.zeros(()).expand(parameter.shape)
+            setattr(module, name, torch.nn.Parameter(zeros, requires_grad=False))
+    return model

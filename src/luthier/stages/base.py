@@ -12,6 +12,7 @@ from luthier.models.chat import stop_token_ids
 from luthier.models.gguf_source import import_gguf
 from luthier.models.licence import copy_licences, licence_facts, package_licences
 from luthier.models.loading import load_tokenizer
+from luthier.models.skeleton import refuse_quantised
 from luthier.models.sources import (
     Source,
     download,
@@ -56,6 +57,7 @@ def run(section: BaseSection, _inputs: StageInputs, workspace: Workspace) -> Sta
                 gates.append(tokenizer_parity(load_tokenizer(folder), source.path))
             case "folder" | "hub":
                 facts |= licence_facts(source, _copy(source, folder))
+                refuse_quantised(folder)
                 facts["source"]["revision"] = source.revision
         task.advance()
     facts |= _facts(folder, load_tokenizer(folder))
@@ -96,8 +98,11 @@ def _files(section: BaseSection) -> Sequence[Path]:
 
 
 def _check(section: BaseSection, _filled: frozenset[str]) -> None:
-    if find_source(section.model, section.revision).kind == "gguf":
+    source = find_source(section.model, section.revision)
+    if source.kind == "gguf":
         require_llama_cpp()
+    elif source.path is not None and (source.path / "config.json").exists():
+        refuse_quantised(source.path)
 
 
 STAGE = Stage(
