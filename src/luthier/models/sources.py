@@ -14,7 +14,6 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 LICENCE_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
 TOKENIZER_FILES = (
->>>>>>> 2e699a36c00116e0d65ca7e76d49ea6833f68930
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -23,17 +22,6 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-<<<<<<< HEAD
-    *LICENCE_PATTERNS,
-=======
 )
 # Everything that a model needs and nothing that runs code: no pickles, no Python.
 WANTED_FILES = (
@@ -42,8 +30,7 @@ WANTED_FILES = (
     "*.safetensors",
     "model.safetensors.index.json",
     *TOKENIZER_FILES,
-    "LICENSE*",
->>>>>>> 2e699a36c00116e0d65ca7e76d49ea6833f68930
+    *LICENCE_PATTERNS,
 )
 CARD_NAME = "README.md"  # its front matter names the licence; not copied
 

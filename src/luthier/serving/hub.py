@@ -10,8 +10,9 @@ from tempfile import TemporaryDirectory
 
 from luthier.errors import ServingError
 from luthier.models.libraries import quiet_libraries
+from luthier.models.sources import TOKENIZER_FILES
 from luthier.serving.bundle import HUB_FOLDER, README_NAME, RUN_NAME
-from luthier.serving.vllm import TOKENIZER_FILES, WEIGHTS_INDEX, copy_atomically
+from luthier.serving.vllm import WEIGHTS_INDEX, copy_atomically
 from luthier.store.files import entries_below, temporary_path, write_atomically
 from luthier.store.keys import MEASURED_FOLDER
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from luthier.gates import Gate, check
 from luthier.models.loading import load_tokenizer
+from luthier.models.sources import TOKENIZER_FILES
 from luthier.models.weights import describe_weights
 from luthier.store.files import (
     fsync_file,
@@ -17,16 +18,6 @@ from luthier.store.files import (
     write_atomically,
 )
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
 WEIGHTS_INDEX = "model.safetensors.index.json"
 SERVE_CONFIG = "serve.yaml"
 GENERATION_CONFIG = "generation_config.json"

@@ -129,8 +129,10 @@ def _write_model_folder(export: _Export, folder: Path) -> None:
 def _served_base(inputs: StageInputs) -> ServedBase:
     """The base as servers are told it: a hub model by its name and commit."""
     base = inputs["base"]
-    source, revision = base.manifest.facts["source"], base.manifest.facts.get("revision")
-    return ServedBase(base.path, str(source) if revision else f"{inputs.name}-base", revision)
+    source = base.manifest.facts["source"]
+    revision = source.get("revision")
+    name = source["name"] if revision else f"{inputs.name}-base"
+    return ServedBase(base.path, name, revision)
 
 
 def _write_adapters(export: _Export) -> Gate:
