@@ -258,8 +258,9 @@ def _probes(export: _Export, reference: Reference) -> ServeProbes:
 
 def _document(export: _Export, reference: Reference, measured: Sequence[Measured]) -> None:
     inputs, bundle = export.inputs, export.workspace.path
-    base = _served_base(inputs)
-    command = [serve_command(VLLM_ADAPTER, base)] if (bundle / VLLM_ADAPTER).is_dir() else []
+    command = []
+    if VLLM_ADAPTER in export.section.targets:
+        command = [serve_command(VLLM_ADAPTER, _served_base(inputs))]
     with export.timed("documents"):
         write_probes(bundle, _probes(export, reference))
         write_documents(
