@@ -56,7 +56,7 @@ def tuned_server(tuned_gguf: Path) -> Iterator[LlamaServer]:
 def serve_probes(
     tiny_base: Path, tuned_dir: Path, dataset_dir: Path, serving_folder: Path
 ) -> ServeProbes:
-    """What a bundle of the tuned model carries, for a context of 128 tokens."""
+    """What a bundle of the tuned model carries, for a context of 512 tokens."""
     workspace = Workspace(serving_folder)
     probes = read_probes(dataset_dir, count=8, text_count=4)
     base, merged = (
@@ -65,7 +65,7 @@ def serve_probes(
     )
     steps = answer_steps(tuned_dir, probes, merged, workspace)
     tokenizer = load_tokenizer(tiny_base)
-    return build_probes(tokenizer, probes, base, merged, steps, Served("planted", 128))
+    return build_probes(tokenizer, probes, base, merged, steps, Served("planted", 512))
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,8 @@ class ChatProbe(BaseModel):
     """A question, and the greedy answers of the merged model in float32 and of the base.
 
     `messages` is empty where the task has no chat template; `prompt` is then what to ask.
-    `steps` has, for each of the first answer tokens, that token and the likeliest others.
+    `steps` has, for each of the first answer tokens and then for the stop, that token and the
+    likeliest others.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
@@ -106,18 +107,17 @@ def answer_steps(
     model_folder: Path, probes: ProbeSet, merged: Sequence[Answer], workspace: Workspace
 ) -> list[Steps]:
     """For each probe and each of its answer's first tokens: (id, log-probability in nats) of that
-    token and of the likeliest others, by the model in float32.
+    token and of the likeliest others, by the model in float32; last those of the stop.
 
     Raises:
         ModelError: the folder holds no model.
         InterruptedRunError: stopped on request.
     """
     model = load_model(model_folder, dtype="float32")
-    rows = [
-        (probe.prompt_ids, answer.token_ids[:_LONGEST_LOGGED_TOKENS])
-        for probe, answer in zip(probes.probes, merged, strict=True)
-    ]
-    order = sorted(range(len(rows)), key=lambda row: (sum(map(len, rows[row])), row))
+    rows = [(probe.prompt_ids, one) for probe, one in zip(probes.probes, merged, strict=True)]
+    order = sorted(
+        range(len(rows)), key=lambda row: (len(rows[row][0]) + len(rows[row][1].token_ids), row)
+    )
     vocabulary = model.get_output_embeddings().weight.shape[0]
     at_once = max(1, min(_BATCH_ROWS, _LOGITS_AT_ONCE // (_LONGEST_LOGGED_TOKENS * vocabulary)))
     found: dict[int, Steps] = {}
@@ -131,30 +131,31 @@ def answer_steps(
 
 
 def _steps(
-    model: "PreTrainedModel", rows: Sequence[tuple[Sequence[int], Sequence[int]]]
+    model: "PreTrainedModel", rows: Sequence[tuple[Sequence[int], Answer]]
 ) -> Iterator[Steps]:
-    # B rows, T tokens of prompt and answer, padded on the left; R tokens of the longest answer
+    # B rows, T tokens of prompt and answer, padded on the left; R steps, V vocabulary
     import torch
 
-    longest = max(len(prompt) + len(answer) for prompt, answer in rows)
-    replies = max(len(answer) for _, answer in rows)
+    answers = [answer.token_ids[:_LONGEST_LOGGED_TOKENS] for _, answer in rows]
+    wholes = [[*row[0], *answer] for row, answer in zip(rows, answers, strict=True)]
+    longest = max(map(len, wholes))
     ids_BT = torch.zeros((len(rows), longest), dtype=torch.long)
     mask_BT = torch.zeros_like(ids_BT)
-    for row, (prompt, answer) in enumerate(rows):
-        whole = torch.tensor([*prompt, *answer])
-        ids_BT[row, longest - len(whole) :] = whole
+    for row, whole in enumerate(wholes):
+        ids_BT[row, longest - len(whole) :] = torch.tensor(whole)
         mask_BT[row, longest - len(whole) :] = 1
     with torch.inference_mode():
         logits_BRV = model(
             input_ids=ids_BT.to(model.device),
             attention_mask=mask_BT.to(model.device),
             position_ids=(mask_BT.cumsum(1) - 1).clamp(min=0).to(model.device),
-            logits_to_keep=replies + 1,
+            logits_to_keep=max(map(len, answers)) + 1,
         ).logits.float()
-    for row, (_, answer) in enumerate(rows):
-        # the logits before each answer token
-        logs_RV = logits_BRV[row, replies - len(answer) : replies].log_softmax(-1).cpu()
-        yield [_candidates(logs_V, token) for logs_V, token in zip(logs_RV, answer, strict=True)]
+    for row, answer in enumerate(answers):
+        logs_RV = logits_BRV[row, -1 - len(answer) :].log_softmax(-1).cpu()
+        has_stop = rows[row][1].stopped and len(answer) == len(rows[row][1].token_ids)
+        taken = [*answer, int(logs_RV[-1].argmax())] if has_stop else answer
+        yield [_candidates(logs_V, token) for logs_V, token in zip(logs_RV, taken, strict=False)]
 
 
 def _candidates(logs_V: "torch.Tensor", token: int) -> list[tuple[int, float]]:
