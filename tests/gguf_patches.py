@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 _EOS_KEY = b"tokenizer.ggml.eos_token_id"
-_UINT32_KIND = 4
+_BOS_KEY = b"tokenizer.ggml.add_bos_token"
+_UINT32_KIND, _BOOL_KIND = 4, 7
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,13 @@ class Patch:
         key = _EOS_KEY + struct.pack("<I", _UINT32_KIND)
         at = self.data.index(key) + len(key)
         self.data[at : at + 4] = struct.pack("<I", token)
+        return self
+
+    def adds_bos(self) -> "Patch":
+        key = _BOS_KEY + struct.pack("<I", _BOOL_KIND)
+        at = self.data.index(key) + len(key)
+        assert self.data[at] == 0
+        self.data[at] = 1
         return self
 
     def text(self, old: str, new: str) -> "Patch":

@@ -18,13 +18,24 @@ import pytest
 from luthier.cli import call
 from luthier.gates import check
 from luthier.interrupts import StopFlag
+from luthier.models.loading import load_tokenizer
 from luthier.progress import Reporter
+from luthier.serving.answers import read_probes, transformers_answers
 from luthier.serving.llama_server import LlamaServer
-from luthier.serving.serve_probes import PROBES_NAME, ServeProbes, read_serve_probes
+from luthier.serving.serve_probes import (
+    PROBES_NAME,
+    Served,
+    ServeProbes,
+    answer_steps,
+    build_probes,
+    read_serve_probes,
+    write_probes,
+)
 from luthier.store import Store
-from luthier.store.artifact import Artifact
+from luthier.store.artifact import Artifact, Workspace
 from luthier.store.keys import Identity, compute_key
 from luthier.store.manifest import ArtifactKind, ManifestDraft
+from serving_cases import write_dataset
 
 pytest_plugins = "serving_fixtures"
 
@@ -153,6 +164,34 @@ def test_a_model_under_another_name_is_a_warning(
     assert statuses["served-name"] == statuses["served-sampling"] == "warn"
     assert [gate for gate, status in statuses.items() if status == "fail"] == ["served-context"]
     assert found["probes"] == 2
+
+
+def test_a_task_without_a_chat_template_is_asked_for_completions(
+    tiny_base: Path,
+    tuned_dir: Path,
+    server: LlamaServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    workspace = Workspace(tmp_path)
+    dataset = write_dataset(tmp_path / "plain", tiny_base, task="completion")
+    asked = read_probes(dataset, count=8, text_count=2)
+    base, merged = (
+        transformers_answers(folder, asked, workspace, "answers")
+        for folder in (tiny_base, tuned_dir)
+    )
+    steps = answer_steps(tuned_dir, asked, merged, workspace)
+    write_probes(
+        tmp_path,
+        build_probes(
+            load_tokenizer(tiny_base), asked, base, merged, steps, Served("planted", 512)
+        ),
+    )
+    code = call(["serve-check", str(tmp_path), "--endpoint", server.url, "--json"])
+    found = json_of(capsys)
+    assert code == 0, found
+    assert {gate["status"] for gate in found["gates"]} == {"pass"}
+    assert len(found["gates"]) == 9
 
 
 def test_a_server_with_the_bare_api_is_checked_as_far_as_it_goes(

@@ -175,6 +175,7 @@ TEMPLATES = {
     "another role": ("'<|im_start|>assistant\n'", "'<|im_start|>model\n'"),
     "a newline dropped": ("'<|im_end|>' + '\n'", "'<|im_end|>' + ''"),
     "no system prompt": (" in messages %}", " in messages[1:] %}"),
+    "a doubled BOS": ("{% for", "{{'<|im_start|>'}}{% for"),
     "another language": ("'<|im_start|>' + message['role'] + '\n'", "message['role'] + ': '"),
 }
 
@@ -188,6 +189,16 @@ def test_another_template(
     assert code == 3
     assert "served-template" in failing(found), detail
     assert "from token" in detail["served-template"]
+    if fault == "a doubled BOS":
+        assert "one more: is a BOS put before" in detail["served-template"]
+
+
+def test_a_bos_that_the_server_adds_and_not_the_template_is_right(
+    files: Files, statuses: Callable[..., Any], tmp_path: Path
+) -> None:
+    """llama.cpp takes it out of what the template writes, then puts it before the prompt."""
+    code, found, detail = statuses(files.patched().adds_bos().write(tmp_path / "right.gguf"))
+    assert (code, found["served-template"]) == (0, "pass"), detail
 
 
 def test_a_shorter_context(files: Files, statuses: Callable[..., Any]) -> None:
