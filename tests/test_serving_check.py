@@ -232,7 +232,7 @@ def test_the_proxy_of_the_environment_is_not_for_this_machine(
     ("changes", "message"),
     [
         ({"endpoint": "http://127.0.0.1:9"}, "no server that speaks the OpenAI API answers here"),
-        ({"endpoint": "127.0.0.1:8000"}, "must be an address such as"),
+        ({"endpoint": "127.0.0.1:8000"}, "--endpoint must be an address such as"),
         ({"model": "other"}, r"serves no model called other. There are: planted. Say which"),
         ({"reference": "nothing/bundle"}, "is no artifact"),
         ({"reference": "empty"}, "is a folder, but not an artifact"),

@@ -121,10 +121,10 @@ def _unknown(endpoint: ServedEndpoint) -> ServerFacts:
 
 
 def _listed(endpoint: ServedEndpoint, kind: Kind, version: str) -> ServerFacts:
-    """With the context that /v1/models gives: the model's, else (an adapter's) its base's."""
+    """With the context that /v1/models gives."""
     own = [entry for entry in endpoint.listed if entry.get("id") == endpoint.model]
-    parents = [one.get("parent") for one in own]
-    others = [entry for entry in endpoint.listed if entry.get("id") in parents]
+    # One engine serves them all: an adapter has the context of its base.
+    others = endpoint.listed if kind in ("vLLM", "SGLang") else []
     for entry in (*own, *others):
         for field in _CONTEXT_FIELDS:
             if isinstance(entry.get(field), int):
