@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.data.summary import DatasetCounts, DatasetInfo
-from luthier.serving.converter import convert
+from luthier.serving.converter import GGUFType, convert
 from luthier.store.artifact import Workspace
 
 QUESTIONS = (
@@ -114,8 +114,8 @@ def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes), encoding="utf-8")
 
 
-def convert_folder(folder: Path, target: Path) -> Path:
+def convert_folder(folder: Path, target: Path, quantization: GGUFType = "q8_0") -> Path:
     workspace = target.with_suffix(".workspace")
     workspace.mkdir()
-    convert(folder, target, quantization="q8_0", name="t", workspace=Workspace(workspace))
+    convert(folder, target, quantization=quantization, name="t", workspace=Workspace(workspace))
     return target

@@ -6,15 +6,10 @@ from pathlib import Path
 import pytest
 
 from luthier.models.loading import load_tokenizer
-from luthier.serving.answers import read_probes, transformers_answers
+from luthier.serving.answers import read_probes
 from luthier.serving.llama_server import LlamaServer
-from luthier.serving.serve_probes import (
-    Served,
-    ServeProbes,
-    answer_steps,
-    build_probes,
-    write_probes,
-)
+from luthier.serving.reference import Reference, make_reference
+from luthier.serving.serve_probes import Served, ServeProbes, build_probes, write_probes
 from luthier.store.artifact import Workspace
 from serving_cases import convert_folder, tune, write_dataset
 
@@ -53,19 +48,19 @@ def tuned_server(tuned_gguf: Path) -> Iterator[LlamaServer]:
 
 
 @pytest.fixture(scope="session")
-def serve_probes(
+def reference(
     tiny_base: Path, tuned_dir: Path, dataset_dir: Path, serving_folder: Path
-) -> ServeProbes:
-    """What a bundle of the tuned model carries, for a context of 128 tokens."""
-    workspace = Workspace(serving_folder)
+) -> Reference:
+    """The answers of base and tuned model to the dataset's rows."""
     probes = read_probes(dataset_dir, count=8, text_count=4)
-    base, merged = (
-        transformers_answers(folder, probes, workspace, "answers")
-        for folder in (tiny_base, tuned_dir)
-    )
-    steps = answer_steps(tuned_dir, probes, merged, workspace)
-    tokenizer = load_tokenizer(tiny_base)
-    return build_probes(tokenizer, probes, base, merged, steps, Served("planted", 128))
+    workspace = Workspace(serving_folder)
+    return make_reference(load_tokenizer(tiny_base), probes, tiny_base, tuned_dir, workspace)
+
+
+@pytest.fixture(scope="session")
+def serve_probes(reference: Reference) -> ServeProbes:
+    """What a bundle of the tuned model carries, for a context of 512 tokens."""
+    return build_probes(reference, Served("planted", 512))
 
 
 @pytest.fixture(scope="session")

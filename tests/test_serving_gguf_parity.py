@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from luthier.gates import Gate, failures
-from luthier.models.loading import load_tokenizer
-from luthier.serving.answers import Answer, ServedAnswers, read_probes
+from luthier.serving.answers import Answer, ServedAnswers
 from luthier.serving.gguf_limits import (
     COARSEST_FIRST,
     LIMITS,
@@ -18,13 +17,12 @@ from luthier.serving.gguf_limits import (
     limits_for,
 )
 from luthier.serving.gguf_parity import (
-    Reference,
     answer_gates,
-    make_reference,
     measure_answers,
     measure_gguf,
 )
 from luthier.serving.parity_tables import QuantizationParity
+from luthier.serving.reference import Reference
 from luthier.store.artifact import Workspace
 
 pytest_plugins = "serving_fixtures"
@@ -47,18 +45,6 @@ PARITY = QuantizationParity(
     told_apart=100,
     served_as_tuned=0.99,
 )
-
-
-@pytest.fixture(scope="session")
-def reference(
-    tiny_base: Path,
-    tuned_dir: Path,
-    dataset_dir: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Reference:
-    workspace = Workspace(tmp_path_factory.mktemp("reference"))
-    probes = read_probes(dataset_dir, count=8, text_count=4)
-    return make_reference(load_tokenizer(tiny_base), probes, tiny_base, tuned_dir, workspace)
 
 
 def statuses(gates: list[Gate]) -> dict[str, str]:
@@ -105,6 +91,21 @@ def test_one_answer_that_does_not_stop_fails(reference: Reference) -> None:
     shares = measure_answers(one, ServedAnswers(merged, rambling, miscounted=0))
     parity = dataclasses.replace(PARITY, stopped=shares.stopped)
     assert statuses(answer_gates(parity, LIMITS["q8_0"]))["stop-at-serve"] == "fail"
+
+
+def test_an_answer_that_parts_at_a_near_tie_agrees(reference: Reference) -> None:
+    import numpy as np
+
+    logits_PV = np.load(reference.logits[0])
+    ours = reference.merged[0]
+    second = int(logits_PV[0].argsort()[-2])
+    gap = float(logits_PV[0, ours.token_ids[0]] - logits_PV[0, second])
+    other = Answer((second, *ours.token_ids[1:]), stopped=True)
+    assert reference.agrees(0, other, gap * 1.01)
+    assert not reference.agrees(0, other, gap * 0.99)
+    cut_short = Answer(ours.token_ids[:-1], stopped=True)
+    assert not reference.agrees(0, cut_short, 1.0)
+    assert reference.agrees(0, ours, 0.0)
 
 
 def test_a_score_lost_by_exactly_the_limit_passes() -> None:

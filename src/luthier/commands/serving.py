@@ -1,13 +1,17 @@
-"""`luthier serve-check`: whether a running server serves the model that was measured."""
+"""`luthier serve`: a bundle on this machine. `luthier serve-check`: is it what a server serves?"""
 
 import json
+import signal
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from luthier.commands.options import Json
 from luthier.errors import GateError
+
+if TYPE_CHECKING:
+    from luthier.serving.serve_bundle import Servable
 
 Bundle = Annotated[
     str,
@@ -59,3 +63,53 @@ def serve_check(  # noqa: PLR0913, the options of a command
         checked_table(checked)
     if not checked.holds:
         raise typer.Exit(GateError.exit_code)
+
+
+def serve(
+    reference: Bundle,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8080,
+    quantization: Annotated[
+        str | None, typer.Option(help="such as q8_0; else the bundle's first")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="tokens of prompt and reply; else the bundle's")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Serve a bundle's GGUF on this machine with llama.cpp, in the OpenAI API, until Ctrl-C."""
+    from luthier.progress import reporter_for_stderr
+    from luthier.serving.llama_server import LlamaServer
+    from luthier.serving.serve_bundle import require_free, servable
+    from luthier.serving.serve_check import find_bundle
+
+    one = servable(find_bundle(reference), quantization, context)
+    require_free(port)
+    server = LlamaServer(
+        one.gguf_path, context_tokens=one.context_tokens, port=port, model_name=one.name
+    )
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.default_int_handler)
+    try:
+        reporter_for_stderr().say(f"Loading {one.gguf_path.name} ...")
+        with server:
+            _print(_serving_json(one, server.url) if as_json else _serving(one, server.url))
+            server.wait()
+    except KeyboardInterrupt:
+        reporter_for_stderr().say("Ended.")
+
+
+def _serving(one: "Servable", url: str) -> str:
+    return (
+        f"{one.name} ({one.quantization}, context {one.context_tokens} tokens, greedy) is served "
+        f"at {url}\nCtrl-C ends it. Ask it:\n\n{one.curl(url)}\n"
+    )
+
+
+def _serving_json(one: "Servable", url: str) -> str:
+    found = {"url": url, "model": one.name, "quantization": one.quantization}
+    return json.dumps(found | {"context_tokens": one.context_tokens, "curl": one.curl(url)})
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

@@ -10,14 +10,8 @@ from typing import TYPE_CHECKING
 
 from luthier.evaluation.statistics import compare
 from luthier.gates import Gate, check
-from luthier.serving.answers import (
-    Answer,
-    ProbeSet,
-    ServedAnswers,
-    served_answers,
-    transformers_answers,
-)
-from luthier.serving.closeness import ReplyRow, closeness, merged_logits, reply_rows
+from luthier.serving.answers import Answer, ServedAnswers, served_answers
+from luthier.serving.closeness import ReplyRow, closeness
 from luthier.serving.gguf_limits import Limits, closeness_gates
 from luthier.serving.gguf_logits import gguf_logits
 from luthier.serving.llama_server import LlamaServer
@@ -30,43 +24,15 @@ from luthier.serving.parity import (
     parity_texts,
 )
 from luthier.serving.parity_tables import QuantizationParity
+from luthier.serving.reference import Reference
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerBase
 
     from luthier.store.artifact import Workspace
 
 _ALPHA = 0.05
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What every GGUF is compared with: the base's and the merged model's answers in float32, and
-    the merged model's logits (P, V) for its own replies, one file a row."""
-
-    tokenizer: "PreTrainedTokenizerBase"
-    probes: ProbeSet
-    base: Sequence[Answer]
-    merged: Sequence[Answer]
-    rows: Sequence[ReplyRow]
-    logits: Sequence[Path]
-
-
-def make_reference(
-    tokenizer: "PreTrainedTokenizerBase",
-    probes: ProbeSet,
-    base: Path,
-    merged: Path,
-    workspace: "Workspace",
-) -> Reference:
-    """Ask base and merged model (folders) the probes; the logits stay in the scratch folder."""
-    of_base = transformers_answers(base, probes, workspace, "Answers of the base")
-    of_merged = transformers_answers(merged, probes, workspace, "Answers of the merged model")
-    rows = reply_rows(probes, of_merged)
-    logits = merged_logits(merged, rows, workspace.scratch / "merged-logits", workspace)
-    return Reference(tokenizer, probes, of_base, of_merged, rows, logits)
 
 
 @dataclass(frozen=True)
@@ -108,7 +74,7 @@ def measure_gguf(
             chats += compare_chats(tokenizer, server)
         served = served_answers(server, probes, workspace)
     near = closeness(reference.logits, _served_logits(path, reference.rows))
-    shares = measure_answers(reference, served)
+    shares = measure_answers(reference, served, limits.tie_nats)
     parity = QuantizationParity(
         quantization=quantization,
         file=path.name,
@@ -149,8 +115,10 @@ def _mismatches(comparisons: Sequence[IdComparison]) -> int:
     return sum(not comparison.holds for comparison in comparisons)
 
 
-def measure_answers(reference: Reference, served: ServedAnswers) -> AnswerShares:
-    """Compare whole answers, and answers with the expected reply."""
+def measure_answers(
+    reference: Reference, served: ServedAnswers, tie_nats: float = 0.0
+) -> AnswerShares:
+    """Compare whole answers, and answers with the expected reply; see `Limits` for `tie_nats`."""
     probes, base, merged = reference.probes, reference.base, reference.merged
 
     def correct(answers: Sequence[Answer]) -> list[bool]:
@@ -160,16 +128,18 @@ def measure_answers(reference: Reference, served: ServedAnswers) -> AnswerShares
 
     asked = served.by_ids if served.by_messages is None else served.by_messages
     told_apart = [row for row in range(len(merged)) if base[row] != merged[row]]
-    equal = [left == right for left, right in zip(merged, served.by_ids, strict=True)]
+    agrees = [reference.agrees(row, one, tie_nats) for row, one in enumerate(served.by_ids)]
     test = compare(correct(served.by_ids), correct(merged), alpha=_ALPHA)
     return AnswerShares(
-        agreement=_share(equal),
+        agreement=_share(agrees),
         merged_score=test.old_accuracy,
         served_score=test.new_accuracy,
         difference=test.interval,
         stopped=_share([answer.stopped for answer in (*served.by_ids, *asked)]),
         told_apart=len(told_apart),
-        served_as_tuned=_share([asked[row] == merged[row] for row in told_apart]),
+        served_as_tuned=_share(
+            [reference.agrees(row, asked[row], tie_nats) for row in told_apart]
+        ),
         miscounted=served.miscounted,
     )
 

@@ -91,7 +91,7 @@ def compare_prompts(server: LlamaServer, probes: ProbeSet) -> list[IdComparison]
     return [
         IdComparison(text, "rendered by the server", probe.prompt_ids, tuple(found))
         for probe, text, found in zip(
-            probes.probes, rendered, server.tokenize(rendered), strict=True
+            probes.probes, rendered, server.tokenize(rendered, add_special=True), strict=True
         )
     ]
 
@@ -104,7 +104,7 @@ def compare_chats(tokenizer: "PreTrainedTokenizerBase", server: LlamaServer) -> 
     return [
         IdComparison(text, f"golden conversation {one.name}", tuple(ours), tuple(found))
         for (one, _), text, ours, found in zip(
-            golden, rendered, expected, server.tokenize(rendered), strict=True
+            golden, rendered, expected, server.tokenize(rendered, add_special=True), strict=True
         )
     ]
 

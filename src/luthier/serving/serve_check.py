@@ -11,12 +11,12 @@ from luthier.evaluation.endpoint_client import Failed
 from luthier.evaluation.rows import evenly
 from luthier.gates import Gate, check, failures, judged
 from luthier.progress import Reporter
-from luthier.serving import serve_gates
+from luthier.serving import serve_gates, serve_prompts
 from luthier.serving.serve_gates import Asked, NotChecked
 from luthier.serving.serve_probes import PROBES_NAME, ServeProbes, TextProbe
 from luthier.serving.served_endpoint import Question, ServedEndpoint, ServedReply
 from luthier.serving.server_facts import ServerFacts, chat_ids, find_facts, tokenize
-from luthier.store import Store
+from luthier.store import Artifact, Store
 
 _CONCURRENCY = 4
 _SAMPLING_PROBES = 16
@@ -56,22 +56,27 @@ class Checked:
 
 
 def bundle_folder(reference: str) -> Path:
-    """The folder of a bundle: of the store, or a copy of one anywhere.
+    """The folder of a bundle: of the store, or a copy of one anywhere; raises as `find_bundle`."""
+    if (Path(reference) / PROBES_NAME).is_file():
+        return Path(reference)
+    return find_bundle(reference).path
+
+
+def find_bundle(reference: str) -> Artifact:
+    """A bundle of the store, or a copy of one with its manifest.
 
     Raises:
         StoreError: there is none of that name.
         ServingError: it is no bundle.
     """
-    if (Path(reference) / PROBES_NAME).is_file():
-        return Path(reference)
     artifact = Store.default().resolve(reference)
     if artifact.kind != "bundle":
         raise ServingError(
-            f"{artifact.ref} is of kind {artifact.kind}, not bundle. Export it first "
+            f"{artifact.ref} is of kind {artifact.kind}, not bundle. Export it "
             "(luthier export CONFIG), then name the bundle, such as "
             f"{artifact.manifest.name}/bundle@latest."
         )
-    return artifact.path
+    return artifact
 
 
 def check_server(
@@ -98,9 +103,9 @@ def check_server(
         serve_gates.ours_gate(asked, limits),
         serve_gates.tuned_gate(asked, limits),
         serve_gates.logprobs_gate(asked, limits),
-        serve_gates.template_gate(asked),
+        serve_prompts.template_gate(asked),
         _tokenizer_gate(asked, endpoint, reporter),
-        serve_gates.stops_gate(asked),
+        serve_gates.stops_gate(asked, limits),
         _context_gate(asked, endpoint),
         _sampling_gate(asked, endpoint),
     ]
@@ -178,7 +183,7 @@ def _tokenizer_gate(
         found = _each(
             lambda one: tokenize(endpoint, kind, one.text), texts, reporter, "Reading its tokens"
         )
-        return serve_gates.tokenizer_gate(list(zip(texts, found, strict=True)))
+        return serve_prompts.tokenizer_gate(list(zip(texts, found, strict=True)))
     if kind == "Ollama":  # its completions put the chat template around the text
         return NotChecked("served-tokenizer", "Ollama has no /tokenize")
     chosen = [texts[row] for row in evenly(len(texts), _COUNTED_TEXTS)]
@@ -187,7 +192,7 @@ def _tokenizer_gate(
     if len(known) < len(chosen):
         reason = "server has no /tokenize, and its completions do not count tokens"
         return NotChecked("served-tokenizer", reason)
-    return serve_gates.counts_gate(known)
+    return serve_prompts.counts_gate(known)
 
 
 def _count(endpoint: ServedEndpoint, text: TextProbe) -> int | None:
@@ -197,7 +202,7 @@ def _count(endpoint: ServedEndpoint, text: TextProbe) -> int | None:
 
 def _context_gate(asked: Asked, endpoint: ServedEndpoint) -> Gate | NotChecked:
     if asked.server.context_tokens is not None:
-        return serve_gates.context_gate(asked)
+        return serve_prompts.context_gate(asked)
     return _long_request(asked.probes, endpoint)
 
 
@@ -218,7 +223,7 @@ def _long_request(probes: ServeProbes, endpoint: ServedEndpoint) -> Gate | NotCh
     each = (more - once) / _REPEATS
     times = 1 + int((probes.context_tokens - 1 - once) / each)
     wanted = round(once + each * (times - 1))
-    return serve_gates.long_request_gate(probes, _prompt_tokens(repeated(times)), wanted)
+    return serve_prompts.long_request_gate(probes, _prompt_tokens(repeated(times)), wanted)
 
 
 def _prompt_tokens(came: ServedReply | Failed) -> int | None:

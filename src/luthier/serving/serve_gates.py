@@ -1,6 +1,6 @@
 """What a server's answers to a bundle's probes say: one gate for each thing that can be wrong."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from luthier.evaluation.endpoint_client import Failed
@@ -9,7 +9,6 @@ from luthier.serving.serve_probes import (
     Candidate,
     ChatProbe,
     ServeProbes,
-    TextProbe,
     same_text,
 )
 from luthier.serving.served_endpoint import ServedReply, ServedToken
@@ -41,20 +40,55 @@ class Asked:
         """Each probe with its reply."""
         return zip(self.probes.chats, self.replies, strict=True)
 
+    def agrees(self, chat: ChatProbe, reply: ServedReply | Failed, tie_nats: float) -> bool:
+        """Whether a reply is the merged model's, or parts from it where that was near a tie."""
+        if isinstance(reply, Failed) or _is_text(reply, chat.answer):
+            return isinstance(reply, ServedReply)
+        rest = reply.text.lstrip()
+        for number, step in enumerate(chat.steps):
+            own = step[0]
+            taken = self._taken(step, rest, is_first=number == 0)
+            if taken is None:
+                return False
+            if taken is not own:
+                return own.log_probability - taken.log_probability <= tie_nats
+            rest = rest[len(own.text.lstrip() if number == 0 else own.text) :]
+        return len(chat.answer_ids) > len(chat.steps)  # it parts after what is known
+
+    def _taken(self, step: Sequence[Candidate], rest: str, *, is_first: bool) -> Candidate | None:
+        """The candidate with which the rest of a reply begins, or that ends it."""
+        if not rest:
+            return next((one for one in step if one.id in self.probes.stop_token_ids), None)
+        begun = [
+            one
+            for one in step
+            if (text := one.text.lstrip() if is_first else one.text) and rest.startswith(text)
+        ]
+        return max(begun, key=lambda one: len(one.text), default=None)
+
 
 @dataclass(frozen=True)
 class ServeLimits:
-    """`min_agreement` is a share of the probes; `max_difference_nats` of log-probabilities."""
+    """`min_agreement` is a share of the probes, `max_difference_nats` of log-probabilities.
+
+    `tie_nats`: where the merged model preferred its token over the served one by no more, both are
+    its answer; rounding decides between them.
+    """
 
     min_agreement: float
     max_difference_nats: float
+    tie_nats: float
 
 
-# By the bits of a served weight, from the greatest.
+# By the bits of a served weight, from the greatest. Measured 2026-12 by llama.cpp b11549 on 24
+# free answers of SmolLM2-135M-Instruct, far less sure than a tuned model's, mean nats: F16
+# 0.004 (bfloat16 in torch 0.052), Q8_0 0.10, Q5_0 0.48, Q4_0 0.89; share of answers agreeing: F16
+# 1.0, Q8_0 0.92. A tiny tuned model: F16 0.001, Q8_0 0.012, Q4_0 0.13; 0.9 of alpha 0.20.
 _LIMITS: Sequence[tuple[int, ServeLimits]] = (
-    (16, ServeLimits(0.95, 0.1)),
-    (8, ServeLimits(0.9, 0.2)),
-    (0, ServeLimits(0.75, 0.5)),
+    (16, ServeLimits(0.95, 0.1, 0.25)),
+    (8, ServeLimits(0.9, 0.2, 0.5)),
+    (5, ServeLimits(0.75, 0.6, 1.0)),
+    (0, ServeLimits(0.75, 1.0, 1.0)),
 )
 
 
@@ -66,24 +100,24 @@ def limits_for(
     return ServeLimits(
         found.min_agreement if min_agreement is None else min_agreement,
         found.max_difference_nats if max_difference_nats is None else max_difference_nats,
+        found.tie_nats,
     )
 
 
 def ours_gate(asked: Asked, limits: ServeLimits) -> Gate:
     """served-is-ours: the share of answers that are the merged model's."""
     differing = [
-        f"{_question(chat)}: merged model {_quoted(chat.answer)}, served {_said(reply)}"
+        f"{question(chat)}: merged model {quoted(chat.answer)}, served {_said(reply)}"
         for chat, reply in asked.pairs
-        if not _answers_as(reply, chat.answer)
+        if not asked.agrees(chat, reply, limits.tie_nats)
     ]
     total = len(asked.probes.chats)
-    share = (total - len(differing)) / total
     return check(
         "served-is-ours",
-        share,
+        (total - len(differing)) / total,
         ">=",
         limits.min_agreement,
-        _told(f"{total} greedy answers compared with the merged model's", differing),
+        with_first(f"{total} greedy answers compared with the merged model's", differing),
     )
 
 
@@ -92,8 +126,8 @@ def tuned_gate(asked: Asked, limits: ServeLimits) -> Gate | NotChecked:
     pairs = [(chat, reply) for chat, reply in asked.pairs if chat.tells_apart]
     if not pairs:
         return NotChecked("served-is-tuned", "no probe tells base and tuned model apart")
-    tuned = sum(_answers_as(reply, chat.answer) for chat, reply in pairs)
-    base = sum(_answers_as(reply, chat.base_answer) for chat, reply in pairs)
+    tuned = sum(asked.agrees(chat, reply, limits.tie_nats) for chat, reply in pairs)
+    base = sum(_is_text(reply, chat.base_answer) for chat, reply in pairs)
     told = f"{len(pairs)} probes tell base and tuned model apart: {tuned} answered as tuned"
     told += f", {base} as the base"
     if base > len(pairs) / 2:
@@ -154,140 +188,43 @@ def _is_token(candidate: Candidate, token: ServedToken) -> bool:
     return token.text == candidate.text or token.text.strip() == candidate.text.strip() != ""
 
 
-def template_gate(asked: Asked) -> Gate | NotChecked:
-    """served-template: each prompt as long as in training, with the same ids where told."""
-    wrong: list[str] = []
-    compared = 0
-    for (chat, reply), ids in zip(asked.pairs, asked.prompt_ids, strict=True):
-        length = reply.prompt_tokens if isinstance(reply, ServedReply) else None
-        if ids is None and length is None:
-            continue
-        compared += 1
-        problem = _length_problem(chat, length) or _ids_problem(chat, ids)
-        if problem:
-            wrong.append(f"{_question(chat)}: {_with_place(problem, chat, ids)}")
-    if not compared:
-        return NotChecked("served-template", "server does not count the tokens of prompts")
-    return check(
-        "served-template", len(wrong), "==", 0, _told(f"{compared} prompts compared", wrong)
-    )
+def stops_gate(asked: Asked, limits: ServeLimits) -> Gate:
+    """served-stops: answers that end in the merged model end here, without the stop's text.
 
-
-def _length_problem(chat: ChatProbe, length: int | None) -> str:
-    more = 0 if length is None else length - len(chat.prompt_ids)
-    if not more:
-        return ""
-    told = f"trained on {len(chat.prompt_ids)} tokens, served {length}"
-    if more == 1:
-        return f"{told} (one more: is a BOS put before the template's own?)"
-    if more < 0 and any(message["role"] == "system" for message in chat.messages):
-        return f"{told} (fewer: does the template leave out the system prompt?)"
-    return f"{told} (another chat template)"
-
-
-def _ids_problem(chat: ChatProbe, ids: Sequence[int] | None) -> str:
-    differs = ids is not None and tuple(ids) != chat.prompt_ids
-    return "another prompt" if differs else ""
-
-
-def _with_place(problem: str, chat: ChatProbe, ids: Sequence[int] | None) -> str:
-    if ids is None or tuple(ids) == chat.prompt_ids:
-        return problem
-    return f"{problem}; {_first_difference(chat.prompt_ids, ids)}"
-
-
-def _first_difference(trained: Sequence[int], served: Sequence[int]) -> str:
-    pairs = zip(trained, served, strict=False)
-    shorter = min(len(trained), len(served))
-    at = next((row for row, (left, right) in enumerate(pairs) if left != right), shorter)
-    window = slice(max(0, at - 1), at + 4)
-    return (
-        f"from token {window.start}: trained {list(trained[window])}, "
-        f"served {list(served[window])}"
-    )
-
-
-def tokenizer_gate(pairs: Sequence[tuple[TextProbe, Sequence[int] | None]]) -> Gate:
-    """served-tokenizer: the ids of every text; None for a text that was refused."""
-    wrong = [
-        f"{_quoted(text.text)} "
-        + ("was refused" if ids is None else _first_difference(text.ids, ids))
-        for text, ids in pairs
-        if ids is None or tuple(ids) != text.ids
-    ]
-    return check(
-        "served-tokenizer", len(wrong), "==", 0, _told(f"{len(pairs)} texts tokenised", wrong)
-    )
-
-
-def counts_gate(pairs: Sequence[tuple[TextProbe, int]]) -> Gate:
-    """served-tokenizer by counts: off by as much for every text is a BOS that completions add."""
-    surplus = [count - len(text.ids) for text, count in pairs]
-    usual = max(set(surplus), key=surplus.count)
-    wrong = [
-        f"{_quoted(text.text)}: {len(text.ids)} tokens trained, {count - usual} served"
-        for text, count in pairs
-        if count - len(text.ids) != usual
-    ]
-    told = f"{len(pairs)} texts, numbers of tokens compared: server has no /tokenize"
-    return check("served-tokenizer", len(wrong), "==", 0, _told(told, wrong))
-
-
-def stops_gate(asked: Asked) -> Gate:
-    """served-stops: answers that end in the merged model end here, without the stop's text."""
+    Answers that are not the merged model's may go on to the limit, as many of them as
+    `min_agreement` lets through: what they would end with is not known.
+    """
     pairs = [(chat, reply) for chat, reply in asked.pairs if chat.stopped]
-    problems = [
-        f"{_question(chat)}: {problem}"
-        for chat, reply in pairs
-        if (problem := _stop_problem(reply, asked.probes.stop_strings))
-    ]
+    problems, astray = [], []
+    for chat, reply in pairs:
+        problem = _stop_problem(chat, reply, asked.probes.stop_strings)
+        if problem:
+            problems.append(f"{question(chat)}: {problem}")
+        elif isinstance(reply, ServedReply) and reply.finish_reason == "length":
+            is_tie = asked.agrees(chat, reply, limits.tie_nats)
+            astray += [] if is_tie else [f"{question(chat)}: went on to the limit"]
+    if len(astray) > (1 - limits.min_agreement) * len(pairs):
+        problems += astray
     eos = asked.server.eos_token
     if eos is not None and eos not in asked.probes.stop_strings:
         stops = " or ".join(asked.probes.stop_strings)
         problems.insert(0, f"the server's end token is {eos!r}, trained was {stops}")
     told = f"{len(pairs)} answers that the merged model ends by itself"
-    return check("served-stops", len(problems), "==", 0, _told(told, problems))
+    return check("served-stops", len(problems), "==", 0, with_first(told, problems))
 
 
-def _stop_problem(reply: ServedReply | Failed, stop_strings: Sequence[str]) -> str:
+def _stop_problem(
+    chat: ChatProbe, reply: ServedReply | Failed, stop_strings: Sequence[str]
+) -> str:
     if isinstance(reply, Failed):
         return _said(reply)
-    if reply.finish_reason == "length":
-        return f"went on to the limit: {_quoted(reply.text)}"
-    if reply.finish_reason != "stop":
-        return f"ended by {reply.finish_reason}"
     seen = next((stop for stop in stop_strings if stop in reply.text), None)
-    return f"has {seen} in its text: {_quoted(reply.text)}" if seen else ""
-
-
-def context_gate(asked: Asked) -> Gate:
-    """served-context, by what the server says."""
-    server, wanted = asked.server, asked.probes.context_tokens
-    assert server.context_tokens is not None
-    told = server.context_from
-    if server.context_tokens < wanted:
-        option = _CONTEXT_OPTIONS.get(server.kind, "a longer context")
-        told += f"; longer prompts are refused or cut. Start it with {option}"
-    return check("served-context", server.context_tokens, ">=", wanted, told)
-
-
-_CONTEXT_OPTIONS: Mapping[str, str] = {
-    "llama.cpp": "-c",
-    "vLLM": "--max-model-len",
-    "Ollama": "PARAMETER num_ctx in the Modelfile",
-    "TGI": "--max-total-tokens",
-    "SGLang": "--context-length",
-}
-
-
-def long_request_gate(probes: ServeProbes, read: int | None, wanted: int) -> Gate:
-    """served-context, by one prompt that fills it: `read` of its `wanted` tokens were read."""
-    told = f"a prompt of about {wanted} tokens for a context of {probes.context_tokens}"
-    if read is None:
-        told += " was refused"
-    elif read < wanted * 0.98:
-        told += " was cut without a word"
-    return check("served-context", read or 0, ">=", int(wanted * 0.98), told)
+    if seen:
+        return f"has {seen} in its text: {quoted(reply.text)}"
+    ours = same_text(chat.answer)
+    if reply.finish_reason == "length" and ours and same_text(reply.text).startswith(ours):
+        return f"went on after the answer: {quoted(reply.text)}"
+    return "" if reply.finish_reason in ("stop", "length") else f"ended by {reply.finish_reason}"
 
 
 def sampling_gate(
@@ -309,7 +246,7 @@ def sampling_gate(
     return judged([gate], {"served-sampling": "warn"})[0]
 
 
-def _answers_as(reply: ServedReply | Failed, answer: str) -> bool:
+def _is_text(reply: ServedReply | Failed, answer: str) -> bool:
     return isinstance(reply, ServedReply) and same_text(reply.text) == same_text(answer)
 
 
@@ -320,16 +257,19 @@ def _says(reply: ServedReply | Failed) -> str | None:
 def _said(reply: ServedReply | Failed) -> str:
     if isinstance(reply, Failed):
         return f"refused ({reply.reason} {reply.detail})"
-    return _quoted(reply.text)
+    return quoted(reply.text)
 
 
-def _question(chat: ChatProbe) -> str:
-    return _quoted(chat.messages[-1]["content"] if chat.messages else chat.prompt)
+def question(chat: ChatProbe) -> str:
+    """A probe as a message names it."""
+    return quoted(chat.messages[-1]["content"] if chat.messages else chat.prompt)
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """The beginning of a text, in quotes."""
     return repr(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…")
 
 
-def _told(what: str, problems: Sequence[str]) -> str:
+def with_first(what: str, problems: Sequence[str]) -> str:
+    """What was looked at, and the first problems."""
     return "; ".join([what, *problems[:_SHOWN]])

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from luthier.errors import ServingError
 from luthier.evaluation.rows import evenly
-from luthier.serving.answers import Answer, ProbeSet
-from luthier.serving.closeness import ReplyRow, log_softmax
+from luthier.serving.closeness import log_softmax
 from luthier.serving.parity import parity_texts, training_ids
+from luthier.serving.reference import Reference
 from luthier.store.files import write_atomically
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class ChatProbe(BaseModel):
     """A question, and the greedy answers of the merged model in float32 and of the base.
 
     `messages` is empty where the task has no chat template; `prompt` is then what to ask.
-    `steps` has, for each of the first answer tokens, that token and the likeliest others.
+    `steps` has, for each of the first answer tokens and then for the stop, that token and the
+    likeliest others.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
@@ -99,18 +100,19 @@ def same_text(text: str) -> str:
     return text.strip().strip("\ufffd").strip()
 
 
-def answer_steps(logits: Sequence[Path], rows: Sequence[ReplyRow]) -> list[Steps]:
-    """For each row and each of its reply's tokens: (id, log-probability in nats) of that token and
-    of the likeliest others, by the logits of `closeness.merged_logits`."""
+def _steps(reference: Reference) -> list[Steps]:
+    """For each probe and each of its answer's first tokens: (id, log-probability in nats) of that
+    token and of the likeliest others, by the merged model in float32; last those of the stop."""
     import numpy as np
 
     found = []
-    for path, row in zip(logits, rows, strict=True):
-        reply = row.token_ids[row.first_position + 1 :]
-        logs_PV = log_softmax(np.load(path))[: len(reply)]
-        found.append(
-            [_candidates(logs_V, token) for logs_V, token in zip(logs_PV, reply, strict=True)]
-        )
+    for path, answer in zip(reference.logits, reference.merged, strict=True):
+        logs_PV = log_softmax(np.load(path))
+        taken = list(answer.token_ids[: len(logs_PV)])
+        if answer.stopped and len(taken) < len(logs_PV):
+            taken.append(int(logs_PV[len(taken)].argmax()))
+        steps = zip(logs_PV, taken, strict=False)
+        found.append([_candidates(logs_V, token) for logs_V, token in steps])
     return found
 
 
@@ -120,24 +122,9 @@ def _candidates(logs_V: "NDArray[np.float64]", token: int) -> list[tuple[int, fl
     return [(one, round(float(logs_V[one]), 5)) for one in ids]
 
 
-def build_probes(
-    tokenizer: "PreTrainedTokenizerBase",
-    probes: ProbeSet,
-    base: Sequence[Answer],
-    merged: Sequence[Answer],
-    steps: Sequence[Steps],
-    served: Served,
-) -> ServeProbes:
-    """The probes of a bundle.
-
-    Args:
-        tokenizer: the base's.
-        probes: the held-out rows asked.
-        base: the base's greedy answers to them.
-        merged: the merged model's.
-        steps: of `answer_steps` for the merged model.
-        served: what the bundle tells servers.
-    """
+def build_probes(reference: Reference, served: Served) -> ServeProbes:
+    """The probes of a bundle: `reference`'s questions and answers, and what servers are told."""
+    tokenizer, probes = reference.tokenizer, reference.probes
     every = parity_texts(tokenizer, probes.texts)
     texts = [every[row] for row in evenly(len(every), _TEXTS)]
 
@@ -165,7 +152,9 @@ def build_probes(
                 for step in found
             ),
         )
-        for probe, theirs, ours, found in zip(probes.probes, base, merged, steps, strict=True)
+        for probe, theirs, ours, found in zip(
+            probes.probes, reference.base, reference.merged, _steps(reference), strict=True
+        )
     )
     return ServeProbes(
         served_name=served.name,

@@ -15,6 +15,12 @@ from luthier.evaluation.endpoint_reply import parse
 from luthier.evaluation.endpoint_section import Endpoint
 
 _API = "/v1"
+_ATTEMPTS = 4
+_OPTIONS: Mapping[str, str] = {
+    "url": "--endpoint",
+    "api_key_env": "--api-key-env",
+    "timeout_seconds": "--timeout-seconds",
+}
 _REFUSED_STATUSES = (400, 404, 413, 422)
 _DENIED_STATUSES = (401, 403)
 # Greedy whatever the server's own defaults; servers that know a field otherwise refuse it.
@@ -81,7 +87,6 @@ class ServedEndpoint:
         *,
         api_key_env: str | None = None,
         timeout_seconds: float = 120.0,
-        attempts: int = 4,
     ) -> None:
         bare = url.strip().rstrip("/").removesuffix(_API)
         try:
@@ -91,15 +96,14 @@ class ServedEndpoint:
                 model="-",
                 api_key_env=api_key_env,
                 timeout_seconds=timeout_seconds,
-                max_attempts=attempts,
             )
         except ValidationError as error:
             first = error.errors()[0]
-            raise ServingError(f"--{first['loc'][0]}: {first['msg']}.") from None
+            told = first["msg"].removeprefix("Value error, ")
+            raise ServingError(f"{_OPTIONS[str(first['loc'][0])]} {told}.") from None
         self.root, self.api = endpoint.url, f"{endpoint.url}{_API}"
         self.model = ""
         self.listed: list[Mapping[str, Any]] = []
-        self._attempts = attempts
         self._level, self._is_settled = 0, False
         self._client = EndpointClient(endpoint, read_key(endpoint))
 
@@ -147,22 +151,21 @@ class ServedEndpoint:
         url: str,
         body: Mapping[str, Any] | None = None,
         *,
-        attempts: int | None = None,
+        attempts: int = _ATTEMPTS,
     ) -> Fetched | Failed:
         """Ask any address of the server, again while it is busy (429, 503) or the line is bad.
 
         Raises:
             ServingError: the key is refused.
         """
-        last = attempts or self._attempts
-        for attempt in range(1, last + 1):
+        for attempt in range(1, attempts + 1):
             came = self._client.fetch(method, url, body)
             if isinstance(came, Failed) and came.status in _DENIED_STATUSES:
                 raise ServingError(
                     f"{url}: {came.reason} {came.detail}. Name the variable that holds the key "
                     "with --api-key-env."
                 )
-            if isinstance(came, Fetched) or came.then != "retry" or attempt == last:
+            if isinstance(came, Fetched) or came.then != "retry" or attempt == attempts:
                 return came
             time.sleep(max(came.wait_seconds, wait_seconds(url, attempt)))
         raise AssertionError("unreachable")

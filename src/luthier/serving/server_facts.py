@@ -12,7 +12,8 @@ Kind = Literal["llama.cpp", "vLLM", "Ollama", "TGI", "SGLang", "unknown"]
 _OWNERS: Mapping[str, Kind] = {"llamacpp": "llama.cpp", "vllm": "vLLM", "sglang": "SGLang"}
 _CONTEXT_FIELDS = ("max_model_len", "context_length", "context_window")
 _HALF_PRECISION_BITS = 16
-_OLLAMA_TEMPERATURE = 0.8  # api/types.go: DefaultOptions
+# Of requests to /v1 without one, whatever the Modelfile says (openai/openai.go: FromChatRequest).
+_OLLAMA_TEMPERATURE = 1.0
 _OLLAMA_PARAMETER = re.compile(r"^(\S+)\s+(.*)$", re.MULTILINE)
 
 
@@ -101,7 +102,7 @@ def _ollama(endpoint: ServedEndpoint) -> ServerFacts | None:
         int(context) if context.isdecimal() else None,
         source,
         _text(shown.get("details"), "quantization_level"),
-        float(parameters.get("temperature", _OLLAMA_TEMPERATURE)),
+        _OLLAMA_TEMPERATURE,
     )
 
 
@@ -120,10 +121,10 @@ def _unknown(endpoint: ServedEndpoint) -> ServerFacts:
 
 
 def _listed(endpoint: ServedEndpoint, kind: Kind, version: str) -> ServerFacts:
-    """With the context that /v1/models gives: the model's, else (an adapter's) its base's."""
+    """With the context that /v1/models gives."""
     own = [entry for entry in endpoint.listed if entry.get("id") == endpoint.model]
-    parents = [one.get("parent") for one in own]
-    others = [entry for entry in endpoint.listed if entry.get("id") in parents]
+    # One engine serves them all: an adapter has the context of its base.
+    others = endpoint.listed if kind in ("vLLM", "SGLang") else []
     for entry in (*own, *others):
         for field in _CONTEXT_FIELDS:
             if isinstance(entry.get(field), int):
@@ -135,8 +136,7 @@ def tokenize(endpoint: ServedEndpoint, kind: Kind, text: str) -> list[int] | Non
     """Token ids of a text, nothing added; None where the server has no route for it."""
     match kind:
         case "llama.cpp":
-            body = {"content": text, "add_special": False, "parse_special": True}
-            return _ids(endpoint.extra("POST", "/tokenize", body))
+            return _llama_ids(endpoint, text, add_special=False)
         case "vLLM" | "SGLang":
             asked = {"model": endpoint.model, "prompt": text, "add_special_tokens": False}
             return _ids(endpoint.extra("POST", "/tokenize", asked))
@@ -145,6 +145,11 @@ def tokenize(endpoint: ServedEndpoint, kind: Kind, text: str) -> list[int] | Non
             said = endpoint.extra("POST", "/tokenize", asked)
             return _ids({"tokens": said})
     return None
+
+
+def _llama_ids(endpoint: ServedEndpoint, text: str, *, add_special: bool) -> list[int] | None:
+    body = {"content": text, "add_special": add_special, "parse_special": True}
+    return _ids(endpoint.extra("POST", "/tokenize", body))
 
 
 def chat_ids(
@@ -156,10 +161,14 @@ def chat_ids(
         case "llama.cpp":
             rendered = endpoint.extra("POST", "/apply-template", {"messages": plain})
             if isinstance(rendered, dict) and isinstance(rendered.get("prompt"), str):
-                return tokenize(endpoint, kind, rendered["prompt"])
-        case "vLLM":
+                # A BOS that the tokenizer adds is left out of the rendered text.
+                return _llama_ids(endpoint, rendered["prompt"], add_special=True)
+        case "vLLM" | "SGLang":
             body = {"model": endpoint.model, "messages": plain, "add_generation_prompt": True}
             return _ids(endpoint.extra("POST", "/tokenize", body))
+        case "TGI":
+            said = endpoint.extra("POST", "/chat_tokenize", {"model": "-", "messages": plain})
+            return _ids({"tokens": said.get("tokenize_response")} if said else None)
     return None
 
 

@@ -20,20 +20,15 @@ from luthier.serving.converter import Extras, GGUFType, converter_folder
 from luthier.serving.export_section import ExportSection
 from luthier.serving.gguf_export import GGUFExport, convert_all, gguf_name, measure_all
 from luthier.serving.gguf_metadata import provenance_fields, stop_fields
-from luthier.serving.gguf_parity import Measured, Reference, make_reference
+from luthier.serving.gguf_parity import Measured
 from luthier.serving.golden import template_renderer
 from luthier.serving.hub import write_hub_folder
 from luthier.serving.importance import importance_matrix
 from luthier.serving.lint import VLLM_ADAPTER
 from luthier.serving.llama_server import require_llama_cpp
 from luthier.serving.ollama import base_licence, modelfile
-from luthier.serving.serve_probes import (
-    Served,
-    ServeProbes,
-    answer_steps,
-    build_probes,
-    write_probes,
-)
+from luthier.serving.reference import Reference, make_reference
+from luthier.serving.serve_probes import Served, build_probes, write_probes
 from luthier.serving.vllm import folder_gate, tokenizer_folder, write_folder
 from luthier.serving.vllm_adapter import ServedBase, serve_command, write_adapter_folder
 from luthier.serving.vllm_adapter_check import adapter_gate
@@ -245,24 +240,14 @@ def _measure_ggufs(export: _Export, ggufs: GGUFExport, reference: Reference) -> 
     return placed
 
 
-def _probes(export: _Export, reference: Reference) -> ServeProbes:
-    return build_probes(
-        export.tokenizer,
-        export.probes,
-        reference.base,
-        reference.merged,
-        answer_steps(reference.logits, reference.rows),
-        Served(export.inputs.name, export.context_tokens),
-    )
-
-
 def _document(export: _Export, reference: Reference, measured: Sequence[Measured]) -> None:
     inputs, bundle = export.inputs, export.workspace.path
     command = []
     if VLLM_ADAPTER in export.section.targets:
         command = [serve_command(VLLM_ADAPTER, _served_base(inputs))]
     with export.timed("documents"):
-        write_probes(bundle, _probes(export, reference))
+        served = Served(inputs.name, export.context_tokens)
+        write_probes(bundle, build_probes(reference, served))
         write_documents(
             bundle,
             BundleFacts(
