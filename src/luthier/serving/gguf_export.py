@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from luthier.serving.converter import Extras, GGUFType, convert
 from luthier.serving.gguf_limits import advise, finer, is_too_lossy, limits_for
-from luthier.serving.gguf_parity import Measured, Reference, measure_gguf
+from luthier.serving.gguf_parity import Measured, measure_gguf
+from luthier.serving.reference import Reference
 
 if TYPE_CHECKING:
     from luthier.gates import Gate

@@ -136,7 +136,7 @@ class LlamaServer:
     def tokenize(
         self, texts: Sequence[str], *, parse_special: bool = True, add_special: bool = False
     ) -> list[list[int]]:
-        """Token ids of each text; with `add_special` with the BOS that the model begins prompts by.
+        """Token ids of each text; `add_special`: with the BOS that prompts of this model begin by.
 
         `parse_special=False` takes the spelling of a special token for plain text.
         """
