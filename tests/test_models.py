@@ -15,11 +15,11 @@ from luthier.models.chat import encode, render, stop_token_ids
 from luthier.models.gguf_source import import_gguf
 from luthier.models.loading import load_model, load_tokenizer
 from luthier.models.lora import LoraSection, attach, save_adapter, trainable_dtypes
+from luthier.models.merge_check import MAX_RELATIVE_DIFFERENCE
 from luthier.models.merging import dequantised_weights, merge
 from luthier.models.parity import largest_logit, max_logit_difference, probe_logits
 from luthier.models.sources import find_source, folder_files, source_files
 from luthier.models.weights import describe_weights
-from luthier.stages.merge import MAX_RELATIVE_DIFFERENCE
 from tiny_llama import tiny_llama
 
 ROWS = [[1, 9690, 198, 2683, 2], [1, 520, 9531, 198, 28, 7018, 2]]

@@ -21,6 +21,7 @@ from luthier.evaluation.rows import load_rows
 from luthier.evaluation.statistics import compare
 from luthier.evaluation.systems import LocalSystem
 from luthier.models.loading import load_model, load_tokenizer
+from luthier.models.parity import check_device
 from luthier.store.artifact import Workspace
 from luthier.training.loss import mean_loss
 
@@ -77,7 +78,7 @@ class Candidates:
         Raises:
             InterruptedRunError: stopped on request.
         """
-        model = load_model(folder)
+        model = load_model(folder, device=check_device(folder))
         answers = None
         if self._rows:
             plan = Plan(

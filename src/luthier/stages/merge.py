@@ -14,7 +14,7 @@ from luthier.errors import ConfigError
 from luthier.evaluation.merge_candidates import Candidates, Measured, choose
 from luthier.models.combining import NEEDS_DENSITY, Combination, Recipe, Weighted, combine
 from luthier.models.loading import DType, Quantization
-from luthier.models.merge_check import Merged, check_merge, tokenizer_gate
+from luthier.models.merge_check import PROBE_ROWS, Merged, check_merge, tokenizer_gate
 from luthier.models.merging import dequantised_weights, merge
 from luthier.models.weights import describe_weights
 from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
@@ -252,7 +252,8 @@ def _probes(dataset: Path) -> list[list[int]]:
     """Token ids of rows that were not trained on, where there are any."""
     splits: tuple[Split, ...] = ("validation", "test", "train")
     held_out = next(split for split in splits if split_files(dataset, split))
-    ids: list[list[int]] = load_split(dataset, held_out, ["input_ids"])["input_ids"][:]
+    rows = load_split(dataset, held_out, ["input_ids"])
+    ids: list[list[int]] = rows.select(range(min(PROBE_ROWS, len(rows))))["input_ids"][:]
     return ids
 
 
