@@ -23,6 +23,7 @@ from luthier.serving.vllm_adapter import (
     largest_rank,
     lora_rank_limit,
     serve_command,
+    served_base,
     write_adapter_folder,
 )
 from luthier.serving.vllm_adapter_check import adapter_gate
@@ -105,10 +106,11 @@ def test_a_hub_base_is_named_with_its_commit(
     serve, config = read_serve_config(folder), json.loads((folder / "router" / CONFIG).read_text())
     assert (serve["model"], serve["revision"]) == ("some/model", revision)
     assert (config["base_model_name_or_path"], config["revision"]) == ("some/model", revision)
-    base = ServedBase(tiny_base, "some/model", revision)
+    base = served_base(tiny_base, {"kind": "hub", "name": "some/model", "revision": revision})
     assert serve_command("v", base) == "vllm serve --config v/serve.yaml"
     assert f"some/model at commit {revision}" in base_note(base)
-    local = ServedBase(tiny_base, "smol")
+    local = served_base(tiny_base, {"kind": "gguf", "name": "package:models/smol"})
+    assert local == ServedBase(tiny_base, "smol")
     assert serve_command("v", local) == "vllm serve FOLDER_OF_THE_BASE --config v/serve.yaml"
     assert "it is smol" in base_note(local)
 

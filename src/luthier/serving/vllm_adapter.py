@@ -50,6 +50,13 @@ class ServedBase:
     revision: str | None = None
 
 
+def served_base(folder: Path, source: Mapping[str, Any]) -> ServedBase:
+    """The base in `folder`, by what its manifest says of its source (name, kind, revision)."""
+    if source["kind"] == "hub":
+        return ServedBase(folder, source["name"], source["revision"])
+    return ServedBase(folder, Path(source["name"]).name)
+
+
 def write_adapter_folder(
     folder: Path,
     *,
