@@ -119,3 +119,20 @@ def convert_folder(folder: Path, target: Path, quantization: GGUFType = "q8_0") 
     workspace.mkdir()
     convert(folder, target, quantization=quantization, name="t", workspace=Workspace(workspace))
     return target
+
+
+def make_adapter(base: Path, folder: Path, **options: Any) -> Path:
+    """An adapter as `sft` saves it, with B matrices that change answers."""
+    import torch
+
+    from luthier.models.loading import load_model
+    from luthier.models.lora import LoraSection, attach, save_adapter
+
+    model = attach(load_model(base), LoraSection(**({"r": 4, "alpha": 8} | options)), seed=3)
+    generator = torch.Generator().manual_seed(4)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "lora_embedding_B" in name:
+            parameter.data.normal_(0, 0.05, generator=generator)
+    folder.mkdir()
+    save_adapter(model, folder, "smol")
+    return folder

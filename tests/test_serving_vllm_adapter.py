@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from luthier.errors import ServingError
 from luthier.models.loading import load_model
-from luthier.models.lora import LoraSection, attach, save_adapter
 from luthier.models.parity import max_logit_difference, probe_logits
 from luthier.serving.vllm import read_serve_config
 from luthier.serving.vllm_adapter import (
@@ -27,7 +26,7 @@ from luthier.serving.vllm_adapter import (
     write_adapter_folder,
 )
 from luthier.serving.vllm_adapter_check import adapter_gate
-from serving_cases import edit_json
+from serving_cases import edit_json, make_adapter
 
 PROBES = [list(range(5, 40)), [9, 8, 7]]
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -38,18 +37,6 @@ MIXED = {
     "alpha_pattern": {"q_proj": 5, "v_proj": 7},
     "use_rslora": True,
 }
-
-
-def make_adapter(base: Path, folder: Path, **options: Any) -> Path:
-    """An adapter as `sft` saves it, with B matrices that change answers."""
-    model = attach(load_model(base), LoraSection(**({"r": 4, "alpha": 8} | options)), seed=3)
-    generator = torch.Generator().manual_seed(4)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name or "lora_embedding_B" in name:
-            parameter.data.normal_(0, 0.05, generator=generator)
-    folder.mkdir()
-    save_adapter(model, folder, "smol")
-    return folder
 
 
 def write(folder: Path, base: Path, adapters: dict[str, Path], **changes: Any) -> Path:
