@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -349,6 +351,17 @@ def test_the_process_ends_when_asked(tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(InterruptedRunError):
         fresh_logits(tiny_base, ROWS, workspace, device="cpu")
     assert not (tmp_path / "_scratch" / "fresh" / "logits.safetensors").exists()
+
+
+def test_the_process_ends_when_its_parent_is_gone(tiny_base: Path, tmp_path: Path) -> None:
+    """Its standard input is then closed, as it is here from the start."""
+    fresh_logits(tiny_base, ROWS, Workspace(tmp_path), device="cpu")
+    talk = tmp_path / "_scratch" / "fresh"
+    (talk / "logits.safetensors").unlink()
+    command = [sys.executable, "-m", "luthier.models.fresh", str(talk)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert not (talk / "logits.safetensors").exists()
 
 
 def test_what_an_adapter_was_measured_on_is_said(case: Case, tiny_base: Path) -> None:
