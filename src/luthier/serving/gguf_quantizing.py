@@ -66,7 +66,7 @@ def quantize_file(
                 # As many slabs in memory as there are threads: the next are read when these are
                 # written.
                 for batch in _batches(slabs, threads):
-                    jobs = [pool.submit(_quantized, tensor, slab, weights) for slab in batch]
+                    jobs = [pool.submit(_quantized, origin, tensor, raw, weights) for raw in batch]
                     made.writelines(job.result().data for job in jobs)
             made.write(bytes(-tensor.size_bytes % header.alignment_bytes))
             print(f"{tensor.name}{TENSOR_MARK}{tensor.kind}", flush=True)  # noqa: T201
@@ -99,7 +99,7 @@ def _column_weights(
 
 
 def _slabs(stream: BinaryIO, tensor: GGUFTensor) -> Iterator["np.ndarray"]:
-    """(R, C) float32 each: whole rows of the tensor, at most a slab of them."""
+    """(R, C) float32 or 16 bits as uint16: whole rows of the tensor, at most a slab of them."""
     import numpy as np
 
     columns = tensor.shape[0]
@@ -110,8 +110,7 @@ def _slabs(stream: BinaryIO, tensor: GGUFTensor) -> Iterator["np.ndarray"]:
     while left:
         count = min(at_once, left)
         left -= count
-        raw = np.frombuffer(stream.read(count * row_bytes), item).reshape(count, columns)
-        yield _as_float32(raw, tensor)
+        yield np.frombuffer(stream.read(count * row_bytes), item).reshape(count, columns)
 
 
 def _as_float32(raw: "np.ndarray", tensor: GGUFTensor) -> "np.ndarray":
@@ -130,12 +129,12 @@ def _as_float32(raw: "np.ndarray", tensor: GGUFTensor) -> "np.ndarray":
 
 
 def _quantized(
-    tensor: GGUFTensor, rows: "np.ndarray", weights: "np.ndarray | None"
+    origin: GGUFTensor, tensor: GGUFTensor, raw: "np.ndarray", weights: "np.ndarray | None"
 ) -> "np.ndarray":
     from luthier.serving.llama_library import quantize_rows
 
     row_bytes = replace(tensor, shape=tensor.shape[:1]).size_bytes
-    return quantize_rows(rows, tensor.kind, row_bytes, weights)
+    return quantize_rows(_as_float32(raw, origin), tensor.kind, row_bytes, weights)
 
 
 def _batches(slabs: Iterator["np.ndarray"], size: int) -> Iterator[list["np.ndarray"]]:
