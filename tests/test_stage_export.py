@@ -58,7 +58,7 @@ def artifact(folder: Path, kind: ArtifactKind) -> Artifact:
         seed=None,
         key_packages={},
         metrics={},
-        facts={},
+        facts={"source": {"name": "a folder", "kind": "folder"}},
         timings_seconds={},
         gates=[],
         environment=environment,

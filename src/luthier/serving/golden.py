@@ -72,6 +72,15 @@ def template_renderer(tokenizer: "PreTrainedTokenizerBase") -> Renderer:
     return rendered
 
 
+def added_bos(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """The BOS token where the tokenizer begins every text by it, as servers then do too.
+
+    A token that only the template writes, as SmolLM2's <|im_start|>, is not one.
+    """
+    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return str(tokenizer.bos_token) if begins else None
+
+
 def accepted(renderer: Renderer) -> list[tuple[Conversation, str]]:
     """The golden conversations that a template does not refuse, with the prompt of each.
 

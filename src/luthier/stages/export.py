@@ -21,7 +21,7 @@ from luthier.serving.export_section import ExportSection
 from luthier.serving.gguf_export import GGUFExport, convert_all, gguf_name, measure_all
 from luthier.serving.gguf_metadata import provenance_fields, stop_fields
 from luthier.serving.gguf_parity import Measured
-from luthier.serving.golden import template_renderer
+from luthier.serving.golden import added_bos, template_renderer
 from luthier.serving.hub import write_hub_folder
 from luthier.serving.importance import importance_matrix
 from luthier.serving.lint import VLLM_ADAPTER
@@ -174,7 +174,8 @@ def _modelfile_name(quantization: GGUFType, first: GGUFType) -> str:
 def _modelfile(export: _Export, name: str) -> str:
     base, template = export.inputs["base"], None
     if export.section.ollama_template:
-        template = ollama_template(template_renderer(export.tokenizer), export.tokenizer.bos_token)
+        bos_token = added_bos(export.tokenizer)
+        template = ollama_template(template_renderer(export.tokenizer), bos_token)
     return modelfile(
         name,
         stop_tokens=export.stop_tokens,
