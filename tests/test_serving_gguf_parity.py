@@ -118,11 +118,11 @@ def test_a_score_lost_by_exactly_the_limit_passes() -> None:
 @pytest.mark.parametrize(
     ("gate", "changes"),
     [
-        ("gguf-kl", {"mean_kl_nats": 0.006}),
+        ("gguf-kl", {"mean_kl_nats": 0.021}),
         ("gguf-kl", {"mean_kl_nats": None}),
         ("gguf-kl", {"mean_kl_nats": float("nan")}),
-        ("gguf-tokens", {"token_agreement": 0.97}),
-        ("gguf-answers", {"answer_agreement": 0.94}),
+        ("gguf-tokens", {"token_agreement": 0.94}),
+        ("gguf-answers", {"answer_agreement": 0.89}),
     ],
 )
 def test_each_limit_has_its_gate(gate: str, changes: dict[str, float]) -> None:

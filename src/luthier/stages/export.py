@@ -19,6 +19,7 @@ from luthier.serving.chat_families import ollama_template
 from luthier.serving.converter import Extras, GGUFType, converter_folder
 from luthier.serving.export_section import ExportSection
 from luthier.serving.gguf_export import GGUFExport, convert_all, gguf_name, measure_all
+from luthier.serving.gguf_file import tensor_types
 from luthier.serving.gguf_metadata import provenance_fields, stop_fields
 from luthier.serving.gguf_parity import Measured
 from luthier.serving.golden import added_bos, template_renderer
@@ -271,6 +272,10 @@ def _facts(export: _Export, measured: Sequence[Measured]) -> Mapping[str, Any]:
         "context_length_tokens": export.context_tokens,
         "system_prompt": export.probes.system_prompt,
         "gguf": {one.parity.quantization: one.parity.file for one in measured},
+        "gguf_tensor_types": {
+            one.parity.quantization: dict(tensor_types(export.workspace.path / one.parity.file))
+            for one in measured
+        },
     }
 
 
