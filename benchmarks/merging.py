@@ -3,8 +3,9 @@
     python benchmarks/merging.py --device "2-core EPYC" [--gigabytes 0.5 1 2 4] [--repeats 1]
         [--only merge copy peft gguf-f16 gguf-q8_0] [--scratch FOLDER]
 
-Llama-shaped folders of random bfloat16 weights, 1536 wide, in shards of up to 160 MB (the
-embeddings are one of 151 MB), with SmolLM2's tokenizer and a LoRA of rank 16 on all linear layers.
+Llama-shaped folders of random bfloat16 weights, 1024 wide, in shards of up to 160 MB (the largest
+tensor, the embeddings, has 101 MB), with SmolLM2's tokenizer and a LoRA of rank 16 on all linear
+layers.
 
 - merge: `luthier.models.merging.merge` in the base's dtype.
 - copy: each file of the folder copied in blocks of 1 MiB and brought to the disk (fsync).
@@ -42,7 +43,7 @@ RESULTS = Path(__file__).parent / "results"
 MB = 10**6
 SHARD_BYTES = 160 * MB
 LIMIT_BYTES = SHARD_BYTES + 600 * MB
-WIDTH, INNER, HEADS, KEY_HEADS, VOCABULARY, RANK = 1536, 4096, 12, 3, 49152, 16
+WIDTH, INNER, HEADS, KEY_HEADS, VOCABULARY, RANK = 1024, 8192, 16, 4, 49152, 16
 SAMPLE_SECONDS = 0.01
 SHAPES = {
     "self_attn.q_proj": (WIDTH, WIDTH),

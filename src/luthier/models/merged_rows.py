@@ -156,10 +156,12 @@ def _counted(
     tensor: MergedTensor, rows: "Tensor", after: "Tensor", delta: "Tensor", *, changed: bool
 ) -> _Piece:
     written = _cast(after, tensor)
-    error_float32 = error = _square((after - rows).sub_(delta))
+    squares = _square(delta)
+    error_float32 = error = _square(rows.sub(after).add_(delta))
     if written.dtype != after.dtype:
-        error = _square((written.float() - rows).sub_(delta))
-    return _Piece(written, tensor.name, changed, _square(delta), error, error_float32)
+        # The rounding of float32 sums is nothing beside that of 16 bits.
+        error = _square(written.float().sub_(after))
+    return _Piece(written, tensor.name, changed, squares, error, error_float32)
 
 
 def _square(values: "Tensor") -> float:

@@ -1,6 +1,6 @@
 """Merging what was trained into a base's weights: read, changed and written a few rows at a time.
 
-Each tensor is read in pieces of a few MiB, changed in float32 (`adapter_updates.py` has the
+Each tensor is read in pieces of half a MiB or so, changed in float32 (`adapter_updates.py` has the
 formulas), cast once to what is written, and appended to its file. In memory are a piece, the
 adapter's matrices and the libraries, whatever the size of the model.
 """
