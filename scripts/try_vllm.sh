@@ -45,7 +45,7 @@ served() {
     shift 2
     (cd "$bundle" && exec "$environment/bin/vllm" serve "$@" --enforce-eager --max-num-seqs 8 \
         --host 127.0.0.1 --port "$port") >"$log" 2>&1 &
-    local server=$!
+    server=$!
     trap 'kill $server 2>/dev/null || true' EXIT
     until curl --silent --fail "http://127.0.0.1:$port/v1/models" >/dev/null; do
         kill -0 $server 2>/dev/null || { tail -20 "$log"; exit 1; }
@@ -54,6 +54,7 @@ served() {
     "$luthier" serve-check "$bundle" --endpoint "http://127.0.0.1:$port/v1" || code=$?
     kill $server
     wait $server || true
+    trap - EXIT
     echo "$name: exit code $code, wanted $wanted"
     [ "$code" -eq "$wanted" ]
 }
