@@ -188,7 +188,7 @@ def merge_and_export(sample: Sample) -> None:
     }  # fmt: skip
     seal(
         sample, "export", bundle,
-        metrics={"q8_0": {"probes": 100, "served_score": 0.82, "merged_score": 0.83}},
+        metrics={"q8_0": {"answers_compared": 100, "served_score": 0.82, "merged_score": 0.83}},
         gates=[check("gguf-answers", 0.99, ">=", 0.98, "q8_0: 100 probes")],
         facts={"served_name": "package-router", "gguf": {"q8_0": "ollama/model-q8_0.gguf"}},
     )  # fmt: skip
