@@ -23,7 +23,7 @@ LAYERS = [
     {"config", "store"},
     {"advice", "data", "estimate", "models", "training", "evaluation", "serving"},
     {"stages"},
-    {"pipeline", "planning", "forking", "foretelling", "costing", "promoting"},
+    {"pipeline", "planning", "refusing", "forking", "foretelling", "costing", "promoting"},
     {"report"},
     {"cli", "commands"},
 ]

@@ -9,7 +9,7 @@ from luthier.config import RunConfig
 from luthier.errors import ConfigError, StoreError
 from luthier.forking import FORK_FIELD, ForkPoint, find_conflict, find_fork, parent_changes
 from luthier.progress import Reporter
-from luthier.serving.lint import refusals
+from luthier.refusing import refuse_architecture, refuse_full, refuse_unexportable
 from luthier.stages import discover
 from luthier.stages.contract import Slot, Stage, named_by
 from luthier.store import (
@@ -25,7 +25,6 @@ from luthier.store import (
 from luthier.store.keys import identity_of
 from luthier.store.manifest import ArtifactKind
 from luthier.training.checkpoints import sealed_steps
-from luthier.training.sft_section import SFTSection
 
 StepState = Literal["reuse", "resume", "run", "wait"]
 
@@ -74,6 +73,7 @@ class Planner:
     store: Store
     reporter: Reporter = field(default_factory=Reporter)
     choices: Choices = field(default_factory=Choices)
+    _exportable: set[str] = field(default_factory=set, init=False)
 
     def stages(self, until: str | None = None) -> list[Stage[Any]]:
         """The config's stages in order, up to `until`.
@@ -104,9 +104,9 @@ class Planner:
             stage.check(self.config.sections[stage.name], self._filled(stage))
             stage.files(self.config.sections[stage.name])
         if "export" in [stage.name for stage in chosen]:
-            self._refuse_unexportable()
+            refuse_unexportable(self.config)
         if "dpo" in [stage.name for stage in chosen]:
-            self._refuse_full()
+            refuse_full(self.config)
         return chosen
 
     def plan(self, until: str | None = None) -> list[PlannedStep]:
@@ -127,7 +127,13 @@ class Planner:
     def inputs(
         self, stage: Stage[Any], made: Mapping[str, Artifact]
     ) -> tuple[dict[str, Artifact], list[str]]:
-        """The inputs that exist, by slot, and the stages that have not made theirs yet."""
+        """The inputs that exist, by slot, and the stages that have not made theirs yet.
+
+        Raises:
+            ConfigError: an export target does not know the base's architecture (F32).
+        """
+        if "base" in made and "export" in self.config.sections:
+            self._refuse_architecture(made["base"])
         inputs: dict[str, Artifact] = {}
         missing: list[str] = []
         for slot in stage.slots:
@@ -209,24 +215,10 @@ class Planner:
             steps = sealed_steps(self.store.scratch(stage.name, key) / stage.checkpoints)
         return "an earlier run was interrupted" + (f" after step {steps[0]}" if steps else "")
 
-    def _refuse_unexportable(self) -> None:
-        """F32: what an export target would refuse is said before anything is trained."""
-        sft, export = self.config.sections.get("sft"), self.config.sections["export"]
-        if isinstance(sft, SFTSection):
-            lora = None if sft.method == "full" else sft.lora
-            prompt = getattr(self.config.sections.get("prepare"), "system_prompt", None)
-            problems = refusals(sft.method, lora, getattr(export, "targets", ()), prompt)
-            if problems:
-                raise ConfigError("\n".join(f"{self.config.path}: {one}." for one in problems))
-
-    def _refuse_full(self) -> None:
-        """Said before anything is trained: there is no adapter that dpo could go on with."""
-        sft = self.config.sections.get("sft")
-        if isinstance(sft, SFTSection) and sft.method == "full":
-            raise ConfigError(
-                f"{self.config.path}: dpo goes on with an adapter, and sft.method: full makes a "
-                "whole model. Set sft.method: lora or qlora."
-            )
+    def _refuse_architecture(self, base: Artifact) -> None:
+        if base.key not in self._exportable:
+            refuse_architecture(self.config, base.path)
+            self._exportable.add(base.key)
 
     def _refuse_missing_makers(self, stage: Stage[Any]) -> None:
         for slot in stage.slots:
