@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.data.dataset import load_split, split_files
 from luthier.errors import ServingError
+from luthier.evaluation.rows import evenly
 from luthier.store.artifact import Workspace
 from luthier.store.files import fsync_file, fsync_folder
 
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from luthier.data.rows import Split
+
 _SUMS, _COUNTS = ".in_sum2", ".counts"
+_DATASET_ROWS = 256
 _LAYERS = "blk."  # as llama-imatrix does by default: the head and the token table stay out
 # transformers' model types whose architecture has another name in GGUF
 _ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "mixtral": "llama"}
@@ -84,6 +89,16 @@ def importance_matrix(
     tokens = sum(map(len, rows))
     _write(target, sums, tokens, rows, source)
     return target
+
+
+def dataset_importance(model_folder: Path, dataset: Path, workspace: Workspace) -> Path:
+    """The importance matrix on a dataset's validation rows (training rows where there are none),
+    in the scratch folder; raises as `importance_matrix`."""
+    split: Split = "validation" if split_files(dataset, "validation") else "train"
+    rows = load_split(dataset, split, ["input_ids"])
+    chosen = rows.select(evenly(len(rows), _DATASET_ROWS))["input_ids"]
+    target = workspace.scratch / "importance.gguf"
+    return importance_matrix(model_folder, chosen, target, workspace, source=split)
 
 
 def read_importance(path: Path) -> Importance:

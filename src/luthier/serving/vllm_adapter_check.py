@@ -7,7 +7,7 @@ validate_legal), `vllm/lora/lora_model.py` (from_local_checkpoint, from_lora_ten
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,24 @@ def adapter_gate(folder: Path, adapters: Mapping[str, Path], base: Path) -> Gate
         base: the folder of the base they were trained on.
     """
     return problems_gate("vllm-adapter", list(_problems(folder, adapters, base)))
+
+
+def unlike_the_merged(facts: Mapping[str, Any], input_slots: Sequence[str]) -> str | None:
+    """Why the adapter on its base is another model than the merged one, which was measured.
+
+    `facts` and `input_slots` are those of the merged model's manifest.
+    """
+    if facts.get("base_weights") == "dequantized":
+        return (
+            "the merged model is of the base as its 4-bit form decodes, and vLLM serves the "
+            "16-bit base under the adapter. Set merge.base_weights: original, or export vllm"
+        )
+    if any(slot.startswith("adapters-") for slot in input_slots):
+        return (
+            "the merged model is of several adapters (merge.adapters), and this is one of them "
+            "alone. Export vllm"
+        )
+    return None
 
 
 def _problems(folder: Path, adapters: Mapping[str, Path], base: Path) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Stage `export`: the merged model as servers want it, and proof that it is what they serve."""
 
 import json
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,9 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.data.dataset import load_split, split_files
 from luthier.errors import ConfigError
-from luthier.evaluation.rows import evenly
 from luthier.gates import Gate
 from luthier.models.loading import load_tokenizer
 from luthier.serving.answers import ProbeSet, read_probes
@@ -24,15 +23,21 @@ from luthier.serving.gguf_metadata import provenance_fields, stop_fields
 from luthier.serving.gguf_parity import Measured
 from luthier.serving.golden import added_bos, template_renderer
 from luthier.serving.hub import write_hub_folder
-from luthier.serving.importance import importance_matrix
+from luthier.serving.importance import dataset_importance
 from luthier.serving.lint import VLLM_ADAPTER
 from luthier.serving.llama_server import require_llama_cpp
 from luthier.serving.ollama import base_licence, modelfile
 from luthier.serving.reference import Reference, make_reference
 from luthier.serving.serve_probes import Served, build_probes, write_probes
-from luthier.serving.vllm import folder_gate, tokenizer_folder, write_folder
-from luthier.serving.vllm_adapter import ServedBase, serve_command, write_adapter_folder
-from luthier.serving.vllm_adapter_check import adapter_gate
+from luthier.serving.vllm import folder_gate, problems_gate, tokenizer_folder, write_folder
+from luthier.serving.vllm_adapter import (
+    ServedBase,
+    base_note,
+    serve_command,
+    served_base,
+    write_adapter_folder,
+)
+from luthier.serving.vllm_adapter_check import adapter_gate, unlike_the_merged
 from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
 from luthier.store.artifact import Workspace
 from luthier.store.files import write_atomically
@@ -40,10 +45,8 @@ from luthier.store.files import write_atomically
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from luthier.data.rows import Split
-
 PARITY_TEXTS = 100  # rows whose texts stand beside the nasty corpus
-_IMPORTANCE_ROWS = 256
+_NOTE_CHARACTERS = 90
 _LINEAGE = ("base", "dataset", "adapter", "model")
 
 
@@ -123,12 +126,8 @@ def _write_model_folder(export: _Export, folder: Path) -> None:
 
 
 def _served_base(inputs: StageInputs) -> ServedBase:
-    """The base as servers are told it: a hub model by its name and commit."""
     base = inputs["base"]
-    source = base.manifest.facts["source"]
-    revision = source.get("revision")
-    name = source["name"] if revision else f"{inputs.name}-base"
-    return ServedBase(base.path, name, revision)
+    return served_base(base.path, base.manifest.facts["source"])
 
 
 def _write_adapters(export: _Export) -> Gate:
@@ -143,6 +142,10 @@ def _write_adapters(export: _Export) -> Gate:
             stop_token_ids=export.probes.stop_token_ids,
             context_tokens=export.context_tokens,
         )
+    model = inputs["model"].manifest
+    differs = unlike_the_merged(model.facts, [one.slot for one in model.inputs])
+    if differs is not None:
+        return problems_gate(VLLM_ADAPTER, [differs])
     return adapter_gate(folder, adapters, inputs["base"].path)
 
 
@@ -198,21 +201,11 @@ def _fields(export: _Export) -> dict[str, Any]:
 
 
 def _importance(export: _Export) -> Path | None:
-    """The importance matrix on validation rows (training rows where there are none)."""
     if not export.section.importance_matrix:
         return None
-    dataset = export.inputs["dataset"].path
-    split: Split = "validation" if split_files(dataset, "validation") else "train"
-    rows = load_split(dataset, split, ["input_ids"])
-    chosen = rows.select(evenly(len(rows), _IMPORTANCE_ROWS))["input_ids"]
+    inputs = export.inputs
     with export.timed("importance_matrix"):
-        return importance_matrix(
-            export.inputs["model"].path,
-            chosen,
-            export.workspace.scratch / "importance.gguf",
-            export.workspace,
-            source=split,
-        )
+        return dataset_importance(inputs["model"].path, inputs["dataset"].path, export.workspace)
 
 
 def _reference(export: _Export) -> Reference:
@@ -246,7 +239,9 @@ def _document(export: _Export, reference: Reference, measured: Sequence[Measured
     inputs, bundle = export.inputs, export.workspace.path
     command = []
     if VLLM_ADAPTER in export.section.targets:
-        command = [serve_command(VLLM_ADAPTER, _served_base(inputs))]
+        base = _served_base(inputs)
+        note = [f"# {line}" for line in textwrap.wrap(base_note(base), _NOTE_CHARACTERS)]
+        command = [*note, serve_command(VLLM_ADAPTER, base)]
     with export.timed("documents"):
         served = Served(inputs.name, export.context_tokens)
         write_probes(bundle, build_probes(reference, served))
