@@ -12,6 +12,7 @@ from luthier.data.rows import Split
 from luthier.errors import ServingError
 from luthier.evaluation.rows import evenly
 from luthier.models.loading import load_model
+from luthier.models.parity import check_device
 from luthier.serving.llama_server import Completion, LlamaServer
 from luthier.store.artifact import Workspace
 
@@ -127,7 +128,7 @@ def transformers_answers(
     model_folder: Path, probes: ProbeSet, workspace: Workspace, label: str
 ) -> list[Answer]:
     """The greedy answers of a model folder, computed in float32."""
-    model = load_model(model_folder, dtype="float32")
+    model = load_model(model_folder, device=check_device(model_folder))
     prompts = [probe.prompt_ids for probe in probes.probes]
     order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
     answers: dict[int, Answer] = {}

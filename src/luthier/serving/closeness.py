@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from luthier.errors import ServingError
 from luthier.models.loading import load_model
+from luthier.models.parity import check_device
 from luthier.serving.answers import Answer, ProbeSet
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def merged_logits(
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
-    model = load_model(model_folder, dtype="float32")
+    model = load_model(model_folder, device=check_device(model_folder))
     paths = []
     with workspace.reporter.task("Logits of the merged model", len(rows), "rows") as task:
         for number, row in enumerate(rows):

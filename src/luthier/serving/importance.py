@@ -67,8 +67,9 @@ def importance_matrix(
     import torch
 
     from luthier.models.loading import load_model
+    from luthier.models.parity import check_device
 
-    model = load_model(model_folder)
+    model = load_model(model_folder, device=check_device(model_folder))
     layers = _named_layers(model, model_folder)
     sums = {name: torch.zeros(layer.in_features) for name, layer in layers.items()}
     hooks = [layer.register_forward_pre_hook(_adder(sums[name])) for name, layer in layers.items()]
