@@ -199,6 +199,7 @@ def import_libraries(way: str) -> None:
     if way in ("merge", "peft"):
         quiet_libraries()
         import transformers.models.llama.modeling_llama  # noqa: F401
+        from transformers import AutoConfig, AutoModelForCausalLM  # noqa: F401
     if way == "merge":
         import luthier.models.merging  # noqa: F401
     if way == "peft":

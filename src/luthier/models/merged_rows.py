@@ -47,12 +47,12 @@ class Tally:
 
     delta: float = 0.0
     error: float = 0.0
-    error_float32: float = 0.0
     changed: set[str] = field(default_factory=set)
 
-    def relative(self, error: float) -> float:
-        """A sum of squared errors as a norm relative to the change; 0 where nothing changed."""
-        return math.sqrt(error / self.delta) if self.delta else 0.0
+    @property
+    def relative_error(self) -> float:
+        """Norm of the errors relative to that of the change; 0 where nothing changed."""
+        return math.sqrt(self.error / self.delta) if self.delta else 0.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,6 @@ class _Piece:
     changed: bool = False
     delta: float = 0.0
     error: float = 0.0
-    error_float32: float = 0.0
 
 
 def merged_rows(tensors: Iterable[MergedTensor], tally: Tally) -> "Iterator[Tensor]":
@@ -72,7 +71,6 @@ def merged_rows(tensors: Iterable[MergedTensor], tally: Tally) -> "Iterator[Tens
     for piece in _in_order(call for tensor in tensors for call in _calls(tensor)):
         tally.delta += piece.delta
         tally.error += piece.error
-        tally.error_float32 += piece.error_float32
         if piece.changed:
             tally.changed.add(piece.name)
         yield piece.written
@@ -156,12 +154,12 @@ def _counted(
     tensor: MergedTensor, rows: "Tensor", after: "Tensor", delta: "Tensor", *, changed: bool
 ) -> _Piece:
     written = _cast(after, tensor)
-    squares = _square(delta)
-    error_float32 = error = _square(rows.sub(after).add_(delta))
-    if written.dtype != after.dtype:
+    if written.dtype == after.dtype:
+        error = _square(rows.sub(after).add_(delta))
+    else:
         # The rounding of float32 sums is nothing beside that of 16 bits.
         error = _square(written.float().sub_(after))
-    return _Piece(written, tensor.name, changed, squares, error, error_float32)
+    return _Piece(written, tensor.name, changed, _square(delta), error)
 
 
 def _square(values: "Tensor") -> float:

@@ -39,19 +39,16 @@ __all__ = ["MergeReport", "dequantised_weights", "merge"]
 class MergeReport:
     """What merging did.
 
-    The errors are those of the change that the written weights have against the float32 base,
-    relative to the float32 change, over all tensors (Frobenius norms); 0 where nothing changed.
-
     Attributes:
         changed_tensors: how many of the base's have other values.
-        relative_delta_error: of what is written. Casting to 16 bits rounds small changes away.
-        relative_delta_error_float32: the same before the cast: rounding of float32 sums alone.
+        relative_delta_error: of the change that the written weights have against the float32 base,
+            relative to the float32 change, over all tensors (Frobenius norms); 0 where nothing
+            changed. Casting to 16 bits rounds small changes away.
         dtype: of most of the written numbers.
     """
 
     changed_tensors: int
     relative_delta_error: float
-    relative_delta_error_float32: float
     dtype: str
 
 
@@ -96,8 +93,7 @@ def merge(
     _write_index(folder, files)
     return MergeReport(
         changed_tensors=len(tally.changed),
-        relative_delta_error=tally.relative(tally.error),
-        relative_delta_error_float32=tally.relative(tally.error_float32),
+        relative_delta_error=tally.relative_error,
         dtype=_most(files),
     )
 
