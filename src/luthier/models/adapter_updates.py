@@ -9,14 +9,13 @@ trained whole and token embeddings replace the base's.
 """
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import ModelError
 from luthier.models.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX
-from luthier.models.adapter_targets import pattern_for
+from luthier.models.adapter_targets import lora_scale
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -193,11 +192,7 @@ def _scale(
     a = parts.get("a", parts.get("embedding_a"))
     if a is None or not ("b" in parts or "embedding_b" in parts):
         raise ModelError(f"{adapter}: {module} has one of its two LoRA matrices; cannot merge.")
-    rank = a.shape[0]
-    patterns = config.get("alpha_pattern") or {}
-    pattern = pattern_for(patterns, module)
-    alpha: float = config["lora_alpha"] if pattern is None else patterns[pattern]
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return lora_scale(config, module, a.shape[0])
 
 
 def _low_rank(parts: "Mapping[str, Tensor]", scale: float, *, is_conv1d: bool) -> LowRank:

@@ -8,7 +8,6 @@ the folder has one, with the run's stop ids, and serve.yaml names the folder.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.errors import ServingError
 from luthier.models.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX
-from luthier.models.adapter_targets import pattern_for
+from luthier.models.adapter_targets import lora_scale
 from luthier.models.weights import describe_weights
 from luthier.serving.lint import VLLM_LORA_RANKS
 from luthier.serving.vllm import (
@@ -160,7 +159,7 @@ def _write_adapter(folder: Path, adapter: Path, base: ServedBase) -> None:
     config = read_json(adapter / ADAPTER_CONFIG)
     shapes = tensor_shapes(adapter / ADAPTER_WEIGHTS)
     scales = scales_of_b(config, shapes)
-    if set(scales.values()) <= {_scale(config, config["lora_alpha"], config["r"])}:
+    if set(scales.values()) <= {lora_scale(config | {"alpha_pattern": {}}, "", config["r"])}:
         copy_atomically(adapter / ADAPTER_WEIGHTS, folder / ADAPTER_WEIGHTS)
     else:
         _copy_scaled(adapter / ADAPTER_WEIGHTS, folder / ADAPTER_WEIGHTS, scales)
@@ -172,21 +171,13 @@ def _write_adapter(folder: Path, adapter: Path, base: ServedBase) -> None:
 def scales_of_b(
     config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, float]:
-    """How each B matrix counts, by the name of its tensor: alpha / r of its module, or alpha / √r
-    (peft 0.21 `tuners/lora/layer.py`, update_layer)."""
-    alphas = config.get("alpha_pattern") or {}
+    """How each B matrix counts, by the name of its tensor."""
     found = {}
     for name, shape in shapes.items():
         if name.endswith(B_MATRICES):
             module = name.removeprefix(PEFT_PREFIX).partition(".lora_")[0]
-            pattern = pattern_for(alphas, module)
-            alpha = config["lora_alpha"] if pattern is None else alphas[pattern]
-            found[name] = _scale(config, alpha, shape[-1])
+            found[name] = lora_scale(config, module, shape[-1])
     return found
-
-
-def _scale(config: Mapping[str, Any], alpha: float, rank: int) -> float:
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _copy_scaled(source: Path, target: Path, scales: Mapping[str, float]) -> None:
