@@ -1,12 +1,15 @@
 """The gates of one GGUF against the merged model: each catches what it is for."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
 
+from luthier.errors import ServingError
 from luthier.gates import Gate, failures
 from luthier.serving.answers import Answer, ServedAnswers
+from luthier.serving.closeness import closeness
 from luthier.serving.gguf_limits import (
     COARSEST_FIRST,
     LIMITS,
@@ -141,3 +144,26 @@ def test_limits_tighten_with_the_bits() -> None:
     assert limits_for("q4_0", max_score_drop=0.5, min_greedy_agreement=None) == (
         dataclasses.replace(LIMITS["q4_0"], max_score_drop=0.5)
     )
+
+
+def test_near_ties_are_the_same_token(tmp_path: Path) -> None:
+    import numpy as np
+
+    ours_PV = np.array([[2.0, 1.9, -9.0], [2.0, -1.0, 0.0]], dtype=np.float32)
+    theirs_PV = np.array([[1.9, 2.0, -9.0], [0.0, 1.0, 2.0]], dtype=np.float32)
+    np.save(tmp_path / "row.npy", ours_PV)
+    found = closeness([tmp_path / "row.npy"], [theirs_PV], tie_nats=0.2)
+    assert found.token_agreement == 0.5
+    assert closeness([tmp_path / "row.npy"], [theirs_PV]).token_agreement == 0.0
+    exact = [
+        sum(p * math.log(p / q) for p, q in zip(_shares(ours), _shares(theirs), strict=True))
+        for ours, theirs in zip(ours_PV.tolist(), theirs_PV.tolist(), strict=True)
+    ]
+    assert found.mean_kl_nats == pytest.approx(sum(exact) / 2)
+    with pytest.raises(ServingError, match="another vocabulary"):
+        closeness([tmp_path / "row.npy"], [theirs_PV[:, :2]])
+
+
+def _shares(logits: list[float]) -> list[float]:
+    total = sum(map(math.exp, logits))
+    return [math.exp(logit) / total for logit in logits]

@@ -38,7 +38,8 @@ class ReplyRow:
 @dataclass(frozen=True)
 class Closeness:
     """Over all positions: Kullback-Leibler divergence of the served model's distributions from
-    the merged model's, in nats, and the share of positions with the same likeliest token."""
+    the merged model's, in nats, and the share of positions with the same likeliest token or, near
+    a tie, with one that is as likely."""
 
     positions: int
     mean_kl_nats: float
@@ -80,8 +81,12 @@ def merged_logits(
     return paths
 
 
-def closeness(merged: Iterable[Path], served: Iterable["NDArray[np.float32]"]) -> Closeness:
+def closeness(
+    merged: Iterable[Path], served: Iterable["NDArray[np.float32]"], tie_nats: float = 0.0
+) -> Closeness:
     """Compare logits (P, V) of the same rows; KL(merged || served), exact over the vocabulary.
+
+    A likeliest token that the merged model has at most `tie_nats` below its own is the same.
 
     Raises:
         ServingError: the served model has another vocabulary, or there is nothing to compare.
@@ -97,7 +102,8 @@ def closeness(merged: Iterable[Path], served: Iterable["NDArray[np.float32]"]) -
                 f"{ours_PV.shape}: it has another vocabulary."
             )
         divergences.append(_divergence(ours_PV, theirs_PV))
-        agreements.append(ours_PV.argmax(axis=1) == theirs_PV.argmax(axis=1))
+        taken_P = np.take_along_axis(ours_PV, theirs_PV.argmax(axis=1)[:, None], axis=1)[:, 0]
+        agreements.append(ours_PV.max(axis=1) - taken_P <= tie_nats)
     if not divergences:
         raise ServingError("No replies to compare distributions on.")
     all_P, same_P = np.concatenate(divergences), np.concatenate(agreements)

@@ -26,8 +26,8 @@ _SERVED = "served-is-tuned"
 class Limits:
     """KL in nats, mean over positions; shares and the drop of the score from 0 to 1.
 
-    An answer that parts from the merged model's where that preferred its token by no more than
-    `tie_nats` is no disagreement: free answers of many tokens pass such places all the time.
+    A token or an answer that parts from the merged model's where that preferred its own by no more
+    than `tie_nats` is no disagreement: free answers of many tokens pass such places all the time.
     """
 
     max_mean_kl_nats: float
@@ -78,7 +78,7 @@ def closeness_gates(parity: QuantizationParity, limits: Limits) -> list[Gate]:
             _known(parity.token_agreement),
             ">=",
             limits.min_token_agreement,
-            f"{tokens}, share with the same likeliest token",
+            f"{tokens}, share with the same likeliest token, near ties aside",
         ),
         check("gguf-answers", parity.answer_agreement, ">=", limits.min_greedy_agreement, equal),
         check("gguf-score", drop, "<=", limits.max_score_drop, scores),

@@ -73,7 +73,7 @@ def measure_gguf(
         if probes.from_messages:
             chats += compare_chats(tokenizer, server)
         served = served_answers(server, probes, workspace)
-    near = closeness(reference.logits, _served_logits(path, reference.rows))
+    near = closeness(reference.logits, _served_logits(path, reference.rows), limits.tie_nats)
     shares = measure_answers(reference, served, limits.tie_nats)
     parity = QuantizationParity(
         quantization=quantization,

@@ -16,7 +16,8 @@ class QuantizationParity:
 
     Shares and scores are from 0 to 1; `file` and `modelfile` are relative to the bundle.
     KL is of the merged model's next-token distribution to the served one's, in nats, over
-    positions; `token_agreement` the share of positions with the same likeliest token;
+    positions; `token_agreement` the share of positions with the same likeliest token, near ties
+    aside;
     `answer_agreement` that of whole greedy answers. `score_difference` is the 95 % interval of
     the served score less the merged one's. `told_apart` counts the rows on which base and tuned
     model differ, `served_as_tuned` the share of these that are served as the tuned model.
