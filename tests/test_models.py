@@ -10,15 +10,17 @@ from safetensors.torch import load_file, save_file
 
 from conftest import smol_gguf
 from luthier.errors import ModelError
+from luthier.models.adapter_updates import adapter_updates
 from luthier.models.chat import encode, render, stop_token_ids
 from luthier.models.gguf_source import import_gguf
 from luthier.models.loading import load_model, load_tokenizer
 from luthier.models.lora import LoraSection, attach, save_adapter, trainable_dtypes
-from luthier.models.merging import adapter_updates, cast_weights, dequantised_weights, merge
+from luthier.models.merge_check import MAX_RELATIVE_DIFFERENCE
+from luthier.models.merging import dequantised_weights, merge
 from luthier.models.parity import largest_logit, max_logit_difference, probe_logits
 from luthier.models.sources import find_source, folder_files, source_files
 from luthier.models.weights import describe_weights
-from luthier.stages.merge import MAX_RELATIVE_DIFFERENCE
+from tiny_llama import tiny_llama
 
 ROWS = [[1, 9690, 198, 2683, 2], [1, 520, 9531, 198, 28, 7018, 2]]
 
@@ -178,7 +180,7 @@ def test_parity_tells_rounding_of_float32_from_that_of_float16(
     scale = largest_logit(adapted)
     exact = max_logit_difference(adapted, probe_logits(load_model(tmp_path), ROWS))
     assert exact / scale <= MAX_RELATIVE_DIFFERENCE / 5
-    cast_weights(tmp_path, "float16")
+    merge(tiny_base, adapter, tmp_path, dtype="float16")
     rounded = max_logit_difference(adapted, probe_logits(load_model(tmp_path), ROWS))
     assert rounded / scale > MAX_RELATIVE_DIFFERENCE * 2
 
@@ -189,7 +191,7 @@ def test_nan_is_the_largest_difference() -> None:
     assert not max_logit_difference([a, a], [a, b]) <= 1.0
 
 
-@pytest.mark.parametrize("feature", ["lora_bias", "target_parameters"])
+@pytest.mark.parametrize("feature", ["layer_replication", "target_parameters"])
 def test_adapters_with_another_formula_are_refused(
     adapter: Path, tmp_path: Path, feature: str
 ) -> None:
@@ -211,19 +213,24 @@ def test_tensors_that_are_no_lora_are_refused(adapter: Path, tmp_path: Path) -> 
 
 
 def test_adapter_of_another_model_is_refused(adapter: Path, tmp_path: Path) -> None:
-    base = tmp_path / "base"
-    base.mkdir()
-    (base / "config.json").write_text("{}", encoding="utf-8")
-    save_file({"model.embed_tokens.weight": torch.zeros(4, 4)}, base / "model.safetensors")
-    out = tmp_path / "out"
+    base, out = tmp_path / "base", tmp_path / "out"
     out.mkdir()
-    with pytest.raises(ModelError, match="which the base does not have"):
+    tiny_llama(1, num_hidden_layers=1, vocab_size=64).save_pretrained(base)
+    with pytest.raises(ModelError, match=r"layers\.1.* which the base does not have"):
         merge(base, adapter, out)
+    tiny_llama(1, intermediate_size=96, vocab_size=64).save_pretrained(base)
+    with pytest.raises(ModelError, match=r"shape \[.*Merge into the base that it was trained on"):
+        merge(base, adapter, out)
+    (base / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ModelError, match="the model does not load"):
+        merge(base, adapter, out)
+    assert not list(out.iterdir())
 
 
 def test_cast_says_its_dtype(tiny_base: Path, adapter: Path, tmp_path: Path) -> None:
-    merge(tiny_base, adapter, tmp_path)
-    cast_weights(tmp_path, "bfloat16")
+    report = merge(tiny_base, adapter, tmp_path, dtype="bfloat16")
+    assert report.dtype == "bfloat16"
+    assert report.relative_delta_error > 1e-5
     assert describe_weights(tmp_path)["dtype"] == "bfloat16"
     assert load_model(tmp_path, dtype="bfloat16").dtype == torch.bfloat16
     assert (
@@ -238,7 +245,7 @@ def test_dequantised_base_plus_adapter_equals_qlora(
     """F28: what a QLoRA adapter was trained on is the 4-bit base, as it decodes."""
     replaced = dequantised_weights(tiny_base)
     assert len(replaced) == 14
-    merge(tiny_base, adapter, tmp_path, replaced)
+    merge(tiny_base, adapter, tmp_path, replaced=replaced)
     qlora = probe_logits(load_model(tiny_base, adapter=adapter, quantization="nf4"), ROWS)
     assert max_logit_difference(qlora, probe_logits(load_model(tmp_path), ROWS)) <= 1e-4
     other = tmp_path / "original"

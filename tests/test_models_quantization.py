@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 import torch
 
+from architecture_cases import save_random
 from luthier.config import load_config
 from luthier.errors import ConfigError, ModelError
 from luthier.models.loading import load_model
 from luthier.models.lora import LoraSection, attach
 from luthier.models.merging import dequantised_weights
 from luthier.models.quantization import (
+    DType,
     QuantizationSection,
     bitsandbytes_config,
+    dequantised,
     quantised_modules,
     quantization_section,
 )
@@ -41,6 +44,36 @@ def test_double_quantization_changes_the_weights_a_little(tiny_base: Path) -> No
     name = "model.layers.0.mlp.up_proj.weight"
     difference = float((simple[name] - double[name]).norm() / simple[name].norm())
     assert 0 < difference < 0.01
+
+
+SETTINGS: list[Any] = [
+    {"type": "nf4"},
+    {"type": "nf4", "double_quantization": False},
+    {"type": "fp4"},
+    {"type": "fp4", "double_quantization": False, "storage_dtype": "bfloat16"},
+    {"type": "int8"},
+]
+
+
+@pytest.mark.parametrize("stored_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", ["gemma2", "gpt2"])
+@pytest.mark.parametrize("value", SETTINGS, ids=str)
+def test_one_weight_at_a_time_is_what_a_loaded_model_decodes_to(
+    value: Any, architecture: str, dtype: DType, stored_dtype: str, tmp_path: Path
+) -> None:
+    """Bit for bit, and of the same modules; GPT-2's are stored as (in, out)."""
+    base = save_random(tmp_path, architecture, dtype=stored_dtype)
+    found = dequantised_weights(base, value, dtype=dtype)
+    model = load_model(base, quantization=value, dtype=dtype)
+    modules = dict(quantised_modules(model))
+    assert list(found) == [f"{name}.weight" for name in modules]
+    assert len(found) == len(modules) == {"gemma2": 14, "gpt2": 8}[architecture]
+    for name, module in modules.items():
+        decoded = dequantised(module).cpu()
+        weight = found[f"{name}.weight"]
+        assert torch.equal(weight, decoded.T if architecture == "gpt2" else decoded)
+        assert torch.equal(weight, found[f"{name}.weight"])
 
 
 @pytest.mark.parametrize("storage", ["uint8", "float32", "bfloat16"])

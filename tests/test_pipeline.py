@@ -12,6 +12,7 @@ import pytest
 from luthier.cli import call
 from luthier.store.files import sha256_file
 from project import luthier, start, write_project
+from serving_cases import edit_json
 
 STAGES = ["base", "prepare", "baseline", "sft", "evaluate", "merge", "export", "accept"]
 
@@ -191,6 +192,22 @@ def test_stage_without_its_input_says_which_command_makes_it(project: Path) -> N
     assert done.returncode == 2
     assert "luthier base run.yaml" in done.stderr
     assert "luthier run run.yaml --until sft" in done.stderr
+
+
+def test_an_architecture_that_no_target_knows_is_refused_before_training(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    """F32: the base is made, and what cannot be exported of it is said then."""
+    shutil.copytree(tiny_base, tmp_path / "odd")
+    edit_json(tmp_path / "odd" / "config.json", architectures=["OddForCausalLM"])
+    write_project(tmp_path, tmp_path / "odd")
+    done = luthier(tmp_path, "run", "run.yaml")
+    assert done.returncode == 2, done.stderr
+    assert "ollama: " in done.stderr
+    assert "OddForCausalLM" in done.stderr
+    assert not (tmp_path / "artifacts" / "prepare").exists()
+    assert luthier(tmp_path, "run", "run.yaml", "--set", "export.targets=[vllm]", "--until",
+                   "prepare").returncode == 0  # fmt: skip
 
 
 def test_failed_gate_exits_3_keeps_the_artifact_and_stops(project: Path) -> None:

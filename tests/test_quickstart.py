@@ -25,7 +25,8 @@ def test_quickstart_with_lora_and_then_with_qlora(tmp_path: Path) -> None:
     store = str(tmp_path / "artifacts")
     lora = run_quickstart("quickstart.yaml", store)
     assert {step["state"] for step in lora.values()} == {"run"}
-    qlora = run_quickstart("quickstart_qlora.yaml", store, "--set", "sft.max_steps=5")
+    fewer = ("--set", "sft.max_steps=5", "--set", "merge.general_texts=null")
+    qlora = run_quickstart("quickstart_qlora.yaml", store, *fewer)
     assert qlora["base"]["state"] == qlora["baseline"]["state"] == "reuse"
     manifest = json.loads((Path(qlora["merge"]["path"]) / "manifest.json").read_text("utf-8"))
     assert manifest["facts"]["base_weights"] in ("original", "dequantized")

@@ -5,13 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from luthier.errors import InterruptedRunError, ServingError
 from luthier.interrupts import StopFlag
 from luthier.progress import Reporter, Task
-from luthier.serving.converter import convert, converter_folder
-from luthier.serving.gguf_file import ArrayLength, GGUFHeader, read_header
+from luthier.serving.converter import Extras, GGUFType, convert, converter_folder
+from luthier.serving.gguf_file import ArrayLength, GGUFHeader, read_header, tensor_types
+from luthier.serving.gguf_logits import gguf_logits
+from luthier.serving.gguf_metadata import provenance_fields, stop_fields
 from luthier.store.artifact import Workspace
 from serving_cases import edit_json
 
@@ -50,7 +53,12 @@ def test_header_is_what_the_gguf_package_reads(tuned_gguf: Path) -> None:
             assert value.length == len(field.data)
         else:
             assert value == field.contents()
-    assert header.tensors == {t.name: tuple(int(n) for n in t.shape) for t in reader.tensors}
+    assert [
+        (t.name, list(t.shape), t.kind, header.data_start_bytes + t.offset_bytes, t.size_bytes)
+        for t in header.tensors.values()
+    ] == [
+        (t.name, t.shape.tolist(), t.tensor_type, t.data_offset, t.n_bytes) for t in reader.tensors
+    ]
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 3, 20, 300, 1_000_000, -1])
@@ -88,6 +96,94 @@ def test_another_chat_template_in_the_gguf_is_refused(
     (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     with pytest.raises(ServingError, match="chat template"):
         run_convert(folder, tuned_gguf, workspace)
+
+
+def test_several_types_of_one_lossless_copy(
+    tuned_dir: Path, tmp_path: Path, workspace: Workspace
+) -> None:
+    types: tuple[GGUFType, ...] = ("q6_k", "q5_k_m", "q4_k_m", "q4_0")
+    found = {}
+    for quantization in types:
+        target = tmp_path / f"{quantization}.gguf"
+        convert(tuned_dir, target, quantization=quantization, name="t", workspace=workspace)
+        found[quantization] = tensor_types(target)
+    # Rows of 64 are no whole 256-blocks, and those of the tied head want Q6_K
+    assert found == {
+        "q6_k": {"f32": 5, "q8_0": 15},
+        "q5_k_m": {"f32": 5, "q5_1": 12, "q8_0": 3},
+        "q4_k_m": {"f32": 5, "q5_0": 12, "q8_0": 3},
+        "q4_0": {"f32": 5, "q4_0": 14, "q8_0": 1},
+    }
+    (copy,) = workspace.scratch.iterdir()
+    assert tensor_types(copy) == {"f32": 20}
+    row = [1, 4093, 198, 504, 2070, 314, 253]
+    exact, *served = (next(gguf_logits(path, [row])) for path in (copy, *tmp_path.glob("q*.gguf")))
+    for logits_TV in served:
+        assert 0 < np.abs(logits_TV - exact).max() < 0.25 * np.abs(exact).max()
+
+
+def test_a_failed_quantiser_leaves_no_file(
+    tiny_base: Path, tmp_path: Path, workspace: Workspace
+) -> None:
+    broken = tmp_path / "importance.gguf"
+    broken.write_text("none")
+    with pytest.raises(ServingError, match=r"(?s)a\.gguf: quantising failed.*not a GGUF file"):
+        convert(
+            tiny_base,
+            tmp_path / "a.gguf",
+            quantization="q4_0",
+            name="t",
+            workspace=workspace,
+            extras=Extras(importance=broken),
+        )
+    assert not (tmp_path / "a.gguf").exists()
+
+
+def test_fields_of_ours_reach_every_type(
+    tiny_base: Path, tmp_path: Path, workspace: Workspace
+) -> None:
+    fields = {
+        **stop_fields(2, [2, 0, 7, 2]),
+        **provenance_fields(
+            "router", {"model": "ab12", "base": "cd34"}, licence="Apache-2.0", context_tokens=256
+        ),
+        "luthier.temperature": 0.7,
+        "luthier.tested": True,
+    }
+    for quantization in ("q8_0", "q4_0"):
+        target = tmp_path / f"{quantization}.gguf"
+        header = convert(
+            tiny_base,
+            target,
+            quantization=quantization,  # type: ignore[arg-type]
+            name="my-model",
+            workspace=workspace,
+            extras=Extras(metadata=fields),
+        )
+        metadata = dict(header.metadata)
+        assert metadata["luthier.stop_token_ids"] == ArrayLength(4)
+        assert metadata["tokenizer.ggml.eot_token_id"] == 0
+        assert metadata["tokenizer.ggml.eom_token_id"] == 7
+        assert metadata["general.license"] == "Apache-2.0"
+        assert metadata["luthier.model_key"] == "ab12"
+        assert metadata["luthier.context_length"] == 256
+        assert metadata["luthier.tested"] is True
+        assert metadata["luthier.temperature"] == pytest.approx(0.7)
+    with pytest.raises(ServingError, match=r"general\.license, luthier\.new are not what"):
+        convert(
+            tiny_base,
+            target,
+            quantization="q4_0",
+            name="my-model",
+            workspace=workspace,
+            extras=Extras(metadata={**fields, "general.license": "MIT", "luthier.new": 1}),
+        )
+
+
+def test_more_stop_tokens_than_a_gguf_holds() -> None:
+    assert stop_fields(2, [2]) == {"luthier.stop_token_ids": [2]}
+    with pytest.raises(ServingError, match="stop tokens 3, 4, 5: besides EOS a GGUF holds 2"):
+        stop_fields(2, [3, 2, 4, 5])
 
 
 def test_missing_converter_names_the_command(

@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 
 from luthier.errors import ServingError
-from luthier.gates import Gate
 from luthier.models.loading import load_tokenizer
 from luthier.serving.answers import (
     Answer,
     ProbeSet,
-    ServedAnswers,
     read_probes,
     served_answers,
     transformers_answers,
@@ -23,13 +21,10 @@ from luthier.serving.answers import (
 from luthier.serving.corpus import nasty_texts
 from luthier.serving.llama_server import LlamaServer
 from luthier.serving.parity import (
-    AnswerLimits,
-    AnswerParity,
-    answer_gates,
+    compare_chats,
     compare_prompts,
     compare_texts,
     ids_gate,
-    measure_answers,
     parity_texts,
     reference_ids,
     tokenizer_parity,
@@ -40,7 +35,6 @@ from serving_cases import LABELS, write_dataset
 
 pytest_plugins = "serving_fixtures"
 
-LIMITS = AnswerLimits(min_greedy_agreement=0.98, max_score_drop=0.02)
 AnswersOf = Callable[[Path], list[Answer]]
 
 
@@ -55,10 +49,6 @@ def answers_of(
 ) -> Callable[[Path], list[Answer]]:
     workspace = Workspace(tmp_path_factory.mktemp("answers"))
     return lambda folder: transformers_answers(folder, probes, workspace, "answers")
-
-
-def gate_statuses(gates: list[Gate]) -> dict[str, str]:
-    return {gate.id: gate.status for gate in gates}
 
 
 def copy_with_tokenizer(base: Path, folder: Path, change: Callable[[dict], None]) -> Path:
@@ -121,6 +111,21 @@ def test_ids_catch_a_template_that_trained_otherwise(
     assert ids_gate("gguf-ids", compare_prompts(tuned_server, other)).measured == len(doubled)
 
 
+def test_golden_conversations_are_rendered_alike(
+    tiny_base: Path, tuned_server: LlamaServer, tmp_path: Path
+) -> None:
+    comparisons = compare_chats(load_tokenizer(tiny_base), tuned_server)
+    assert len(comparisons) >= 20
+    assert ids_gate("gguf-chats", comparisons).status == "pass"
+
+    folder = tmp_path / "other"
+    shutil.copytree(tiny_base, folder)
+    template = (folder / "chat_template.jinja").read_text("utf-8")
+    (folder / "chat_template.jinja").write_text(template.replace("<|im_end|>", "<|im_end|> "))
+    others = compare_chats(load_tokenizer(folder), tuned_server)
+    assert ids_gate("gguf-chats", others).measured == len(comparisons)
+
+
 def test_comparing_nothing_proves_nothing() -> None:
     with pytest.raises(ServingError, match="no texts"):
         ids_gate("gguf-ids", [])
@@ -162,74 +167,6 @@ def test_padding_changes_no_answer(
     for probe, answer in zip(probes.probes[:3], together, strict=False):
         alone = dataclasses.replace(probes, probes=(probe,))
         assert transformers_answers(tuned_dir, alone, workspace, "alone") == [answer]
-
-
-def test_served_as_trained_passes_every_gate(
-    tiny_base: Path,
-    tuned_dir: Path,
-    tuned_server: LlamaServer,
-    probes: ProbeSet,
-    answers_of: AnswersOf,
-    workspace: Workspace,
-) -> None:
-    served = served_answers(tuned_server, probes, workspace)
-    parity = measure_answers(
-        load_tokenizer(tiny_base), probes, answers_of(tiny_base), answers_of(tuned_dir), served
-    )
-    assert set(gate_statuses(answer_gates(parity, LIMITS)).values()) == {"pass"}
-    assert (parity.merged_score, parity.told_apart, parity.miscounted) == (1.0, 8, 0)
-
-
-def test_the_base_served_in_its_place_fails(
-    tiny_base: Path,
-    tuned_dir: Path,
-    base_gguf: Path,
-    probes: ProbeSet,
-    answers_of: AnswersOf,
-    workspace: Workspace,
-) -> None:
-    with LlamaServer(base_gguf, context_tokens=256) as server:
-        served = served_answers(server, probes, workspace)
-    parity = measure_answers(
-        load_tokenizer(tiny_base), probes, answers_of(tiny_base), answers_of(tuned_dir), served
-    )
-    gates = answer_gates(parity, LIMITS)
-    assert set(gate_statuses(gates).values()) == {"fail"}
-    assert parity.served_as_tuned == 0.0
-
-
-def test_a_tuned_model_that_answers_as_the_base_cannot_pass(
-    tiny_base: Path, probes: ProbeSet
-) -> None:
-    answers = [Answer((5,), stopped=True) for _ in probes.probes]
-    served = ServedAnswers(answers, answers, miscounted=0)
-    parity = measure_answers(load_tokenizer(tiny_base), probes, answers, answers, served)
-    statuses = gate_statuses(answer_gates(parity, LIMITS))
-    assert statuses["served-is-tuned"] == "fail"
-    assert statuses["gguf-answers"] == "pass"
-
-
-def test_one_answer_that_does_not_stop_fails(tiny_base: Path, probes: ProbeSet) -> None:
-    merged = [Answer((5,), stopped=True) for _ in probes.probes]
-    rambling = [Answer((5,), stopped=False), *merged[1:]]
-    served = ServedAnswers(merged, rambling, miscounted=0)
-    parity = measure_answers(load_tokenizer(tiny_base), probes, rambling, merged, served)
-    assert gate_statuses(answer_gates(parity, LIMITS))["stop-at-serve"] == "fail"
-
-
-def test_a_score_lost_by_exactly_the_limit_passes() -> None:
-    """0.81 - 0.79 is more than 0.02 in binary."""
-    parity = AnswerParity(
-        probes=100,
-        agreement=0.99,
-        merged_score=0.81,
-        served_score=0.79,
-        stopped=1.0,
-        told_apart=100,
-        served_as_tuned=0.99,
-        miscounted=0,
-    )
-    assert [gate.status for gate in answer_gates(parity, LIMITS)] == ["pass"] * 4
 
 
 def test_completions_are_asked_by_ids_alone(

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from luthier.serving.vllm import TOKENIZER_FILES, copy_atomically, folder_gate, write_folder
+from luthier.serving.vllm import (
+    TOKENIZER_FILES,
+    copy_atomically,
+    folder_gate,
+    read_serve_config,
+    write_folder,
+)
 from luthier.store.files import remove_temporaries
 from serving_cases import edit_json
 
@@ -31,7 +37,7 @@ def vllm_folder(tiny_base: Path, tmp_path: Path) -> Path:
 
 
 def test_a_healthy_folder_passes(tiny_base: Path, vllm_folder: Path) -> None:
-    gate = folder_gate(vllm_folder, tiny_base)
+    gate = folder_gate(vllm_folder, tiny_base, tiny_base)
     assert gate.status == "pass", gate.detail
     assert json.loads((vllm_folder / "generation_config.json").read_text()) == {
         "bos_token_id": 1,
@@ -41,8 +47,17 @@ def test_a_healthy_folder_passes(tiny_base: Path, vllm_folder: Path) -> None:
         "temperature": 0.0,
     }
     serve = yaml.safe_load((vllm_folder / "serve.yaml").read_text())
-    assert serve["served-model-name"] == "a: model"
-    assert serve["max-model-len"] == 512
+    assert serve == {
+        "served-model-name": "a: model",
+        "generation-config": "auto",
+        "dtype": "float32",
+        "max-model-len": 512,
+        "tokenizer-mode": "hf",
+        "config-format": "hf",
+        "load-format": "safetensors",
+        "chat-template-content-format": "string",
+    }
+    assert read_serve_config(vllm_folder) == serve
 
 
 def test_the_folder_loads_in_transformers(vllm_folder: Path) -> None:
@@ -60,11 +75,62 @@ def test_the_tokenizer_is_the_bases_even_if_the_merge_wrote_another(
     edit_json(model / "tokenizer_config.json", tokenizer_class="TokenizersBackend")
     edit_json(model / "config.json", _name_or_path="/home/somebody/merged")
     folder = write(tmp_path / "vllm", tiny_base, model)
-    assert folder_gate(folder, tiny_base).status == "pass"
+    assert folder_gate(folder, tiny_base, model).status == "pass"
     assert "somebody" not in (folder / "config.json").read_text()
     for name in TOKENIZER_FILES:
         if (tiny_base / name).exists():
             assert (folder / name).read_bytes() == (tiny_base / name).read_bytes()
+
+
+def copy_of(base: Path, folder: Path) -> Path:
+    shutil.copytree(base, folder)
+    return folder
+
+
+def test_the_dtype_is_that_of_the_weights_whatever_the_config_says(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = copy_of(tiny_base, tmp_path / "model")
+    weights = model / "model.safetensors"
+    save_file({name: one.bfloat16() for name, one in load_file(weights).items()}, weights)
+    edit_json(model / "config.json", torch_dtype="float32", dtype="float32")
+    folder = write(tmp_path / "vllm", tiny_base, model)
+    assert read_serve_config(folder)["dtype"] == "bfloat16"
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["dtype"], "torch_dtype" in config) == ("bfloat16", False)
+
+
+def test_with_added_tokens_the_tokenizer_is_the_models_own(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    from luthier.models.loading import load_tokenizer
+
+    model = copy_of(tiny_base, tmp_path / "model")
+    grown = load_tokenizer(tiny_base)
+    assert grown.add_tokens(["<|routed|>"], special_tokens=True) == 1
+    grown.save_pretrained(model)
+    folder = write(tmp_path / "vllm", tiny_base, model)
+    assert load_tokenizer(folder).convert_tokens_to_ids("<|routed|>") == 49152
+    assert (folder / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
+    gate = folder_gate(folder, tiny_base, model)
+    assert gate.status == "pass", gate.detail
+    shutil.copy(tiny_base / "tokenizer.json", folder)
+    assert "tokenizer.json is not what was" in folder_gate(folder, tiny_base, model).detail
+
+
+def test_a_tokenizer_of_another_model_in_the_merged_folder_is_not_taken(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    model = copy_of(tiny_base, tmp_path / "model")
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["hello"], vocabulary["Ġthe"] = vocabulary["Ġthe"], vocabulary["hello"]
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    folder = write(tmp_path / "vllm", tiny_base, model)
+    assert (folder / "tokenizer.json").read_bytes() == (tiny_base / "tokenizer.json").read_bytes()
+    assert folder_gate(folder, tiny_base, model).status == "pass"
 
 
 def test_writing_again_changes_nothing(tiny_base: Path, vllm_folder: Path) -> None:
@@ -91,7 +157,7 @@ def shard(folder: Path, *, missing: bool) -> None:
 
 def test_shards_with_their_index_pass(tiny_base: Path, vllm_folder: Path) -> None:
     shard(vllm_folder, missing=False)
-    assert folder_gate(vllm_folder, tiny_base).status == "pass"
+    assert folder_gate(vllm_folder, tiny_base, tiny_base).status == "pass"
 
 
 def cut_weights(folder: Path) -> None:
@@ -116,13 +182,17 @@ def cut_weights(folder: Path) -> None:
         ),
         (lambda f: edit_json(f / "config.json", architectures=None), "no architectures"),
         (lambda f: edit_json(f / "generation_config.json", eos_token_id=None), "no eos_token_id"),
+        (
+            lambda f: edit_json(f / "config.json", dtype="float16", model_type="gemma3_text"),
+            "vLLM refuses float16 for gemma3_text; set merge.dtype: bfloat16",
+        ),
         (lambda f: (f / "config.json").unlink(), "config.json is missing"),
         (lambda f: (f / "serve.yaml").unlink(), "serve.yaml is missing"),
         (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer"),
-        (lambda f: (f / "chat_template.jinja").write_text("x"), "not the base's, byte for byte"),
+        (lambda f: (f / "chat_template.jinja").write_text("x"), "not what was trained with, byte"),
         (
             lambda f: (f / "special_tokens_map.json").write_text("{}"),
-            "only here, unlike in the base",
+            "only here, unlike where the tokenizer",
         ),
         (lambda f: (f / "model.safetensors").unlink(), "no weights"),
         (cut_weights, "model.safetensors cannot be read"),
@@ -137,7 +207,7 @@ def test_what_must_not_pass(
     tiny_base: Path, vllm_folder: Path, spoil: Callable[[Path], object], told: str
 ) -> None:
     spoil(vllm_folder)
-    gate = folder_gate(vllm_folder, tiny_base)
+    gate = folder_gate(vllm_folder, tiny_base, tiny_base)
     assert gate.status == "fail"
     assert told in gate.detail
 

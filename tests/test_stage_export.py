@@ -3,23 +3,33 @@
 import hashlib
 import json
 import platform
+import re
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from luthier.config import Section
+from luthier.serving.converter import convert
+from luthier.serving.export_section import ExportSection
+from luthier.serving.gguf_limits import finer
+from luthier.serving.serve_probes import read_serve_probes
 from luthier.stages.contract import StageInputs, StageResult
-from luthier.stages.export import STAGE, ExportSection
+from luthier.stages.export import STAGE
 from luthier.store.artifact import Artifact, Workspace
 from luthier.store.manifest import ArtifactKind, Environment, Manifest
-from serving_cases import SYSTEM_PROMPT
+from serving_cases import SYSTEM_PROMPT, make_adapter
 
 pytest_plugins = "serving_fixtures"
 
-SECTION = ExportSection(probe_rows=8)
+SECTION = ExportSection(probe_rows=8, ollama_template=True)
+PASSING = (
+    *("gguf-ids", "gguf-chats", "gguf-kl", "gguf-tokens", "gguf-answers", "gguf-score"),
+    *("served-is-tuned", "stop-at-serve"),
+)
 
 
 def artifact(folder: Path, kind: ArtifactKind) -> Artifact:
@@ -49,7 +59,7 @@ def artifact(folder: Path, kind: ArtifactKind) -> Artifact:
         seed=None,
         key_packages={},
         metrics={},
-        facts={},
+        facts={"source": {"name": "a folder", "kind": "folder"}},
         timings_seconds={},
         gates=[],
         environment=environment,
@@ -60,14 +70,28 @@ def artifact(folder: Path, kind: ArtifactKind) -> Artifact:
 
 
 def run_stage(
-    workspace: Workspace, base: Path, dataset: Path, model: Path, section: Section = SECTION
+    workspace: Workspace,
+    folders: dict[ArtifactKind, Path],
+    section: ExportSection = SECTION,
 ) -> StageResult:
-    artifacts = {
-        "base": artifact(base, "base"),
-        "dataset": artifact(dataset, "dataset"),
-        "model": artifact(model, "model"),
-    }
+    artifacts = {str(kind): artifact(folder, kind) for kind, folder in folders.items()}
+    if "adapter" in artifacts:
+        artifacts["others-second"] = artifacts["adapter"]
     return STAGE.run(section, StageInputs("package-router", 7, artifacts), workspace)
+
+
+@pytest.fixture
+def folders(tiny_base: Path, dataset_dir: Path, tuned_dir: Path) -> dict[ArtifactKind, Path]:
+    return {"base": tiny_base, "dataset": dataset_dir, "model": tuned_dir}
+
+
+def converting(monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], Path]) -> None:
+    """Have the stage convert another folder than it wrote."""
+
+    def planted(folder: Path, *arguments: Any, **options: Any) -> Any:
+        return convert(change(folder), *arguments, **options)
+
+    monkeypatch.setattr("luthier.serving.gguf_export.convert", planted)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -80,16 +104,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_bundle_and_the_same_bundle_again(
-    workspace: Workspace, tiny_base: Path, dataset_dir: Path, tuned_dir: Path, tmp_path: Path
+    workspace: Workspace, folders: dict[ArtifactKind, Path], tmp_path: Path
 ) -> None:
-    result = run_stage(workspace, tiny_base, dataset_dir, tuned_dir)
+    result = run_stage(workspace, folders)
     assert {gate.id: gate.status for gate in result.gates} == {
         "vllm-folder": "pass",
-        "gguf-ids": "pass",
-        "gguf-answers": "pass",
-        "gguf-score": "pass",
-        "served-is-tuned": "pass",
-        "stop-at-serve": "pass",
+        **dict.fromkeys(PASSING, "pass"),
     }
     assert result.metrics["q8_0"]["served_score"] == 1.0
     json.dumps([result.metrics, result.facts])
@@ -101,20 +121,61 @@ def test_a_bundle_and_the_same_bundle_again(
     other = Workspace(tmp_path / "again")
     (other.path / "ollama").mkdir(parents=True)
     shutil.copy(workspace.path / "ollama" / "model-q8_0.gguf", other.path / "ollama")
-    run_stage(other, tiny_base, dataset_dir, tuned_dir)
+    run_stage(other, folders)
     assert contents(other.path) == bundle
+
+
+def test_every_target_and_a_type_that_is_too_lossy(
+    workspace: Workspace, folders: dict[ArtifactKind, Path], tmp_path: Path
+) -> None:
+    adapter = make_adapter(folders["base"], tmp_path / "adapter")
+    section = ExportSection(
+        targets=["vllm", "vllm-adapter", "gguf", "hub"],
+        gguf_quantization=["q4_0", "f16"],
+        importance_matrix=True,
+        adapters={"second": "package-router/adapter@v1"},
+        max_mean_kl_nats=1e-6,
+        probe_rows=4,
+    )
+    result = run_stage(workspace, folders | {"adapter": adapter}, section)
+    gates = {(gate.id, gate.detail.partition(":")[0]): gate for gate in result.gates}
+    assert gates["vllm-adapter", "complete, nothing refused"].status == "pass"
+    (lossy,) = (gate for gate in result.gates if gate.id == "gguf-kl" and gate.status == "fail")
+    would_pass = result.metrics["q4_0"]["would_pass"]
+    assert would_pass in finer("q4_0")
+    assert lossy.detail.startswith(f"too lossy: {would_pass} would pass (measured); q4_0: ")
+    assert result.metrics["f16"]["failed_gates"] == ()
+    assert result.facts["gguf_tensor_types"]["f16"]["f16"] > 10
+    assert result.facts["gguf"] == {
+        "q4_0": "gguf/model-q4_0.gguf",
+        "f16": "gguf/model-f16.gguf",
+    }
+    bundle = set(contents(workspace.path))
+    assert {name for name in bundle if name.endswith(".gguf")} == set(
+        result.facts["gguf"].values()
+    )
+    assert {"hub/README.md", "hub/model.safetensors", "probes.json"} <= bundle
+    assert "vllm-adapter/package-router/adapter_model.safetensors" in bundle
+    assert "vllm-adapter/second/adapter_config.json" in bundle
+    assert not any(name.startswith("ollama") for name in bundle)
+    assert f"too lossy: {would_pass} would pass" in (workspace.path / "README.md").read_text(
+        "utf-8"
+    )
+    assert read_serve_probes(workspace.path).served_name == "package-router"
 
 
 def _check_documents(bundle: dict[str, bytes]) -> None:
     assert {"README.md", "SHA256SUMS", "ollama/Modelfile", "ollama/model-q8_0.gguf"} <= set(bundle)
-    assert f'SYSTEM "{SYSTEM_PROMPT}"\n' in bundle["ollama/Modelfile"].decode()
+    modelfile = bundle["ollama/Modelfile"].decode()
+    assert f'SYSTEM "{SYSTEM_PROMPT}"\n' in modelfile
+    assert "TEMPLATE" in modelfile
     sums = dict(line.split("  ")[::-1] for line in bundle["SHA256SUMS"].decode().splitlines())
-    assert set(sums) == set(bundle) - {"SHA256SUMS"}
+    assert set(sums) == set(bundle) - {"SHA256SUMS", "measured/RUN.md"}
     for name, digest in sums.items():
         assert hashlib.sha256(bundle[name]).hexdigest() == digest
     readme = bundle["README.md"].decode()
     assert "ollama create package-router:q8_0 -f ollama/Modelfile" in readme
-    assert "| q8_0 | 0 of " in readme
+    assert re.search(r"\| q8_0 \| +0 of ", readme)
     assert SYSTEM_PROMPT in readme
     requests = [line for line in readme.splitlines() if line.lstrip().startswith("-d ")]
     assert len(requests) == 2
@@ -124,30 +185,56 @@ def _check_documents(bundle: dict[str, bytes]) -> None:
 
 
 def test_the_base_in_place_of_the_merged_model_fails(
-    workspace: Workspace, tiny_base: Path, dataset_dir: Path, tuned_gguf: Path, tuned_dir: Path
+    workspace: Workspace,
+    folders: dict[ArtifactKind, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # The GGUF that stands already is of other weights than the model artifact.
-    (workspace.path / "ollama").mkdir()
-    shutil.copy(tuned_gguf, workspace.path / "ollama" / "model-q8_0.gguf")
+    def base_weights(folder: Path) -> Path:
+        planted = tmp_path / "planted"
+        shutil.copytree(folder, planted, dirs_exist_ok=True)
+        shutil.copy(folders["base"] / "model.safetensors", planted)
+        return planted
+
+    converting(monkeypatch, base_weights)
     section = ExportSection(targets=["ollama"], probe_rows=4)
-    result = run_stage(workspace, tuned_dir, dataset_dir, tiny_base, section)
+    result = run_stage(workspace, folders, section)
     statuses = {gate.id: gate.status for gate in result.gates}
-    assert statuses["gguf-ids"] == "pass"
-    assert statuses["gguf-answers"] == statuses["served-is-tuned"] == "fail"
+    assert statuses["gguf-ids"] == statuses["gguf-chats"] == "pass"
+    failed = {gate for gate, status in statuses.items() if status == "fail"}
+    assert failed >= {"gguf-kl", "gguf-tokens", "gguf-answers", "served-is-tuned"}
+    assert not any("too lossy" in gate.detail for gate in result.gates)
     assert not (workspace.path / "vllm").exists()
+
+
+def test_another_template_in_the_gguf_fails(
+    workspace: Workspace,
+    folders: dict[ArtifactKind, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def other_template(folder: Path) -> Path:
+        planted = tmp_path / "planted"
+        shutil.copytree(folder, planted, dirs_exist_ok=True)
+        path = planted / "chat_template.jinja"
+        path.write_text(path.read_text("utf-8").replace("<|im_end|>", "<|im_end|> "), "utf-8")
+        return planted
+
+    converting(monkeypatch, other_template)
+    result = run_stage(workspace, folders, ExportSection(targets=["gguf"], probe_rows=4))
+    failed = {gate.id: gate.detail for gate in result.gates if gate.status == "fail"}
+    assert "golden conversation" in failed["gguf-chats"] or "rendered" in failed["gguf-chats"]
+    assert result.metrics["q8_0"]["chat_mismatches"] > 20
 
 
 def test_vllm_alone_needs_no_converter(
     workspace: Workspace,
-    tiny_base: Path,
-    dataset_dir: Path,
-    tuned_dir: Path,
+    folders: dict[ArtifactKind, Path],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("LUTHIER_GGUF_CONVERTER", str(tmp_path / "nowhere"))
-    section = ExportSection(targets=["vllm"])
-    result = run_stage(workspace, tiny_base, dataset_dir, tuned_dir, section)
+    result = run_stage(workspace, folders, ExportSection(targets=["vllm"], probe_rows=2))
     assert [(gate.id, gate.status) for gate in result.gates] == [("vllm-folder", "pass")]
     assert "ollama create" not in (workspace.path / "README.md").read_text()
 
@@ -168,7 +255,12 @@ def test_smollm2_itself(
     model = tmp_path / "model"
     shutil.copytree(smol_dir, model)
     section = ExportSection(probe_rows=4, min_greedy_agreement=0.5)
-    result = run_stage(workspace, smol_dir, dataset_dir, model, section)
+    folders: dict[ArtifactKind, Path] = {
+        "base": smol_dir,
+        "dataset": dataset_dir,
+        "model": model,
+    }
+    result = run_stage(workspace, folders, section)
     statuses = {gate.id: gate.status for gate in result.gates}
     assert statuses["vllm-folder"] == statuses["gguf-ids"] == statuses["gguf-answers"] == "pass"
     assert statuses["served-is-tuned"] == "fail"

@@ -23,7 +23,7 @@ LAYERS = [
     {"config", "store"},
     {"advice", "data", "estimate", "models", "training", "evaluation", "serving"},
     {"stages"},
-    {"pipeline", "planning", "forking", "foretelling", "costing", "promoting"},
+    {"pipeline", "planning", "refusing", "forking", "foretelling", "costing", "promoting"},
     {"report"},
     {"cli", "commands"},
 ]
@@ -76,7 +76,8 @@ def test_help_loads_nothing_heavy() -> None:
         "light = {'luthier.cli', 'luthier.errors', 'luthier.stages'}\n"
         "light |= {'luthier.commands', 'luthier.commands.advise', 'luthier.commands.tagging'}\n"
         "light |= {'luthier.commands.cost', 'luthier.commands.options'}\n"
-        "light |= {'luthier.commands.compare'}\n"
+        "light |= {'luthier.commands.compare', 'luthier.commands.serving'}\n"
+        "light |= {'luthier.commands.uploading'}\n"
         "own = {m for m in sys.modules if m.startswith('luthier.')}\n"
         "assert own <= light, own - light\n"
         "heavy = {'torch', 'transformers', 'datasets', 'peft', 'trl', 'pyarrow', 'scipy', 'numpy'"

@@ -22,7 +22,9 @@ from luthier.commands.options import (
     Reference,
     Until,
 )
+from luthier.commands.serving import serve, serve_check
 from luthier.commands.tagging import promote, tag
+from luthier.commands.uploading import upload
 from luthier.errors import ConfigError, GateError, LuthierError
 
 app = typer.Typer(
@@ -215,7 +217,8 @@ def schema() -> None:
     _print_json(json_schema(all_sections()))
 
 
-for _command in (compare, tag, promote, advise, cost):
+app.command("serve-check")(serve_check)
+for _command in (compare, tag, promote, upload, advise, cost, serve):
     app.command()(_command)
 
 
@@ -268,11 +271,9 @@ def call(arguments: Sequence[str]) -> int:
     """Run one command line; the exit code. Users' errors are one message, never a traceback."""
     _add_stage_commands()
     try:
-        app(args=list(arguments) or ["--help"], prog_name="luthier", standalone_mode=False)
+        left = app(args=list(arguments) or ["--help"], prog_name="luthier", standalone_mode=False)
     except LuthierError as error:
         return _fail(arguments, str(error), error.exit_code)
-    except typer.Exit as leaving:
-        return leaving.exit_code
     except typer.Abort:
         return 4
     except Exception as error:  # noqa: BLE001, the last resort says that it is a bug
@@ -280,7 +281,7 @@ def call(arguments: Sequence[str]) -> int:
             return _fail(arguments, f"{error.format_message()} See: luthier --help", 2)
         traceback.print_exc()
         return _fail(arguments, f"This is a bug of luthier: {type(error).__name__}: {error}", 1)
-    return 0
+    return int(left or 0)  # of typer.Exit, which typer catches itself
 
 
 def _fail(arguments: Sequence[str], message: str, exit_code: int) -> int:

@@ -9,9 +9,9 @@ from luthier.config import RunConfig
 from luthier.errors import ConfigError, StoreError
 from luthier.forking import FORK_FIELD, ForkPoint, find_conflict, find_fork, parent_changes
 from luthier.progress import Reporter
-from luthier.serving.lint import refusals
+from luthier.refusing import refuse_architecture, refuse_full, refuse_unexportable
 from luthier.stages import discover
-from luthier.stages.contract import Slot, Stage
+from luthier.stages.contract import Slot, Stage, named_by
 from luthier.store import (
     Artifact,
     Identity,
@@ -23,8 +23,8 @@ from luthier.store import (
     package_versions,
 )
 from luthier.store.keys import identity_of
+from luthier.store.manifest import ArtifactKind
 from luthier.training.checkpoints import sealed_steps
-from luthier.training.sft_section import SFTSection
 
 StepState = Literal["reuse", "resume", "run", "wait"]
 
@@ -73,6 +73,7 @@ class Planner:
     store: Store
     reporter: Reporter = field(default_factory=Reporter)
     choices: Choices = field(default_factory=Choices)
+    _exportable: set[str] = field(default_factory=set, init=False)
 
     def stages(self, until: str | None = None) -> list[Stage[Any]]:
         """The config's stages in order, up to `until`.
@@ -103,9 +104,9 @@ class Planner:
             stage.check(self.config.sections[stage.name], self._filled(stage))
             stage.files(self.config.sections[stage.name])
         if "export" in [stage.name for stage in chosen]:
-            self._refuse_unexportable()
+            refuse_unexportable(self.config)
         if "dpo" in [stage.name for stage in chosen]:
-            self._refuse_full()
+            refuse_full(self.config)
         return chosen
 
     def plan(self, until: str | None = None) -> list[PlannedStep]:
@@ -126,13 +127,19 @@ class Planner:
     def inputs(
         self, stage: Stage[Any], made: Mapping[str, Artifact]
     ) -> tuple[dict[str, Artifact], list[str]]:
-        """The inputs that exist, by slot, and the stages that have not made theirs yet."""
+        """The inputs that exist, by slot, and the stages that have not made theirs yet.
+
+        Raises:
+            ConfigError: an export target does not know the base's architecture (F32).
+        """
+        if "base" in made and "export" in self.config.sections:
+            self._refuse_architecture(made["base"])
         inputs: dict[str, Artifact] = {}
         missing: list[str] = []
         for slot in stage.slots:
             named = self._named(stage, slot)
-            if named is not None:
-                inputs[slot.name] = named
+            if named:
+                inputs |= named
                 continue
             tagged = self._tagged(slot, inputs)
             if tagged is not None:
@@ -208,28 +215,15 @@ class Planner:
             steps = sealed_steps(self.store.scratch(stage.name, key) / stage.checkpoints)
         return "an earlier run was interrupted" + (f" after step {steps[0]}" if steps else "")
 
-    def _refuse_unexportable(self) -> None:
-        """F32: what an export target would refuse is said before anything is trained."""
-        sft, export = self.config.sections.get("sft"), self.config.sections["export"]
-        if isinstance(sft, SFTSection):
-            lora = None if sft.method == "full" else sft.lora
-            problems = refusals(sft.method, lora, getattr(export, "targets", ()))
-            if problems:
-                raise ConfigError("\n".join(f"{self.config.path}: {one}." for one in problems))
-
-    def _refuse_full(self) -> None:
-        """Said before anything is trained: there is no adapter that dpo could go on with."""
-        sft = self.config.sections.get("sft")
-        if isinstance(sft, SFTSection) and sft.method == "full":
-            raise ConfigError(
-                f"{self.config.path}: dpo goes on with an adapter, and sft.method: full makes a "
-                "whole model. Set sft.method: lora or qlora."
-            )
+    def _refuse_architecture(self, base: Artifact) -> None:
+        if base.key not in self._exportable:
+            refuse_architecture(self.config, base.path)
+            self._exportable.add(base.key)
 
     def _refuse_missing_makers(self, stage: Stage[Any]) -> None:
         for slot in stage.slots:
             named, maker = self._named(stage, slot), self._maker(slot)
-            if named is None and maker is None and not slot.optional:
+            if not named and maker is None and not slot.optional:
                 raise ConfigError(
                     f"{self.config.path}: {stage.name} needs the section "
                     f"{' or '.join(reversed(slot.stages))}, which is not there."
@@ -240,7 +234,7 @@ class Planner:
         return frozenset(
             slot.name
             for slot in stage.slots
-            if self._maker(slot) is not None or self._named(stage, slot) is not None
+            if self._maker(slot) is not None or self._named(stage, slot)
         )
 
     def _maker(self, slot: Slot) -> str | None:
@@ -263,25 +257,31 @@ class Planner:
         is_own = any(ref.slot == "adapter" and ref.digest == own for ref in found.manifest.inputs)
         return None if is_own else found
 
-    def _named(self, stage: Stage[Any], slot: Slot) -> Artifact | None:
-        """The artifact that the command line, or the stage's section, names for a slot."""
-        text: str | None = None
+    def _named(self, stage: Stage[Any], slot: Slot) -> dict[str, Artifact]:
+        """The artifacts that the command line, or the stage's section, names for a slot."""
         if slot.name in self.choices.pins:
-            text = self.choices.pins[slot.name]
-            place = f"--input {slot.name}={text}"
-        elif slot.field is not None:
-            text = getattr(self.config.sections[stage.name], slot.field)
-            place = f"{self.config.path}: {stage.name}.{slot.field}: {text}"
-        if text is None:
-            return None
+            return {slot.name: self._pinned(slot.name, slot.kind)}
+        found = {}
+        for named in named_by(self.config.sections[stage.name], slot):
+            if named.slot in self.choices.pins:
+                found[named.slot] = self._pinned(named.slot, slot.kind)
+                continue
+            place = f"{self.config.path}: {stage.name}.{named.field}: {named.reference}"
+            found[named.slot] = self._resolved(named.reference, place, named.slot, slot.kind)
+        return found
+
+    def _pinned(self, slot: str, kind: ArtifactKind) -> Artifact:
+        text = self.choices.pins[slot]
+        return self._resolved(text, f"--input {slot}={text}", slot, kind)
+
+    def _resolved(self, text: str, place: str, slot: str, kind: ArtifactKind) -> Artifact:
         try:
             artifact = self.store.resolve(text)
         except StoreError as error:
             raise ConfigError(f"{place}: {error}") from error
-        if artifact.kind != slot.kind:
+        if artifact.kind != kind:
             raise ConfigError(
-                f"{place}: that is of kind {artifact.kind}, "
-                f"and {slot.name} takes kind {slot.kind}."
+                f"{place}: that is of kind {artifact.kind}, and {slot} takes kind {kind}."
             )
         return artifact
 

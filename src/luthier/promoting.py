@@ -58,7 +58,7 @@ def newest_evaluation(store: Store, made: Artifact) -> Artifact | None:
         slot, digest = wanted[stage]
         for artifact in found:
             inputs = {ref.slot: ref.digest for ref in artifact.manifest.inputs}
-            if artifact.manifest.stage == stage and inputs.get(slot) == digest:
+            if artifact.manifest.stage == stage and digest and inputs.get(slot) == digest:
                 return artifact
     return None
 

@@ -114,6 +114,14 @@ def read_key(endpoint: Endpoint) -> str | None:
     return key
 
 
+@dataclass(frozen=True)
+class Fetched:
+    """JSON that a server sent with a status from 200 to 299."""
+
+    status: int
+    content: Any
+
+
 class EndpointClient:
     """Sends requests, from several threads if need be; a context manager.
 
@@ -167,10 +175,18 @@ class EndpointClient:
 
     def send(self, question: Question) -> Answered | Failed:
         """Ask once. Takes at most about twice `timeout_seconds`, however the server trickles."""
+        url = f"{self._endpoint.url}/{question.route}"
+        came = self.fetch("POST", url, question.body)
+        return came if isinstance(came, Failed) else self._answer(came)
+
+    def fetch(
+        self, method: Literal["GET", "POST"], url: str, body: Mapping[str, Any] | None = None
+    ) -> Fetched | Failed:
+        """The JSON at any address of the server, asked for once."""
         import httpx
 
         try:
-            status, headers, content = self._exchange(question)
+            status, headers, content = self._exchange(method, url, body)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             return Failed("no connection", self._quoted(str(error)), "retry")
         except httpx.TimeoutException:
@@ -184,17 +200,21 @@ class EndpointClient:
             return Failed("garbage", f"more than {_LONGEST_REPLY_BYTES} bytes", "retry", status)
         if not 200 <= status < 300:
             return self._refusal(status, headers, content)
-        return self._answer(status, content)
+        try:
+            return Fetched(status, json.loads(content))
+        except (ValueError, RecursionError):
+            return Failed("not JSON", self._quoted(plain_text(content)), "retry", status)
 
-    def _exchange(self, question: Question) -> tuple[int, Mapping[str, str], bytes]:
+    def _exchange(
+        self, method: str, url: str, body: Mapping[str, Any] | None
+    ) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body. httpx's own time limit is for each piece of the body."""
         import httpx
 
         assert self._client is not None
         deadline = time.monotonic() + self._endpoint.timeout_seconds
         content = bytearray()
-        url = f"{self._endpoint.url}/{question.route}"
-        with self._client.stream("POST", url, json=question.body) as response:
+        with self._client.stream(method, url, json=body) as response:
             for part in response.iter_bytes():
                 content += part
                 if len(content) > _LONGEST_REPLY_BYTES:
@@ -213,14 +233,11 @@ class EndpointClient:
             return Failed(reason, f"a redirect to {target}", "end", status)
         return Failed(reason, detail, "end" if status in _SAME_FOR_ALL_ROWS else "refused", status)
 
-    def _answer(self, status: int, content: bytes) -> Answered | Failed:
-        try:
-            answered = parse(json.loads(content), status)
-        except (ValueError, RecursionError):
-            return Failed("not JSON", self._quoted(plain_text(content)), "retry", status)
+    def _answer(self, fetched: Fetched) -> Answered | Failed:
+        answered = parse(fetched.content, fetched.status)
         if answered is None:
-            detail = self._quoted(error_text(content))
-            return Failed("JSON without an answer", detail, "retry", status)
+            detail = self._quoted(error_text(json.dumps(fetched.content).encode()))
+            return Failed("JSON without an answer", detail, "retry", fetched.status)
         is_secret = self._key is not None and len(self._key) >= _SECRET_CHARACTERS
         return replace(
             answered,

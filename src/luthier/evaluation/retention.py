@@ -241,7 +241,7 @@ def _lines(path: Path) -> list[tuple[dict[str, object], str]]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}. Correct evaluate.retention.") from error
+        raise DataError(f"{path}: {error.strerror}. Correct its path in the config.") from error
     found = []
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -250,7 +250,7 @@ def _lines(path: Path) -> list[tuple[dict[str, object], str]]:
             except RowError as error:
                 raise DataError(f"{path}:{number}: {error}.") from error
     if not found:
-        raise DataError(f"{path} has no lines. Correct evaluate.retention.")
+        raise DataError(f"{path} has no lines. Correct its path in the config.")
     return found
 
 

@@ -96,7 +96,7 @@ def headline(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(summary: Mapping[str, Any]) -> list[str]:
-    """One line a system for the terminal."""
+    """Lines for the terminal: one a system, and what was tuned was measured on."""
     primary = summary["primary_metric"]
     lines = []
     for name, system in summary["systems"].items():
@@ -105,4 +105,6 @@ def describe(summary: Mapping[str, Any]) -> list[str]:
             f"  {name}: {primary} {system['metrics'][primary]:.3f} [{low:.3f}, {high:.3f}], "
             f"{system['truncated']} of {summary['rows']} answers cut off"
         )
+    if "measured_on" in summary:
+        lines.append(f"  the adapter was measured on {summary['measured_on']}")
     return lines

@@ -18,7 +18,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
 
 
-def save_adapter(model: "PreTrainedModel", folder: Path, base_name: str) -> None:
+def save_adapter(
+    model: "PreTrainedModel", folder: Path, base_name: str, *, adapter_name: str = ADAPTER_NAME
+) -> None:
     """Write PEFT's two files, the same bytes for the same adapter: lists sorted, the base by name
     and not by this machine's path, no generated model card.
 
@@ -32,8 +34,10 @@ def save_adapter(model: "PreTrainedModel", folder: Path, base_name: str) -> None
     from safetensors.torch import save_file
 
     # "auto" would ask a hub about the base's name; trained embeddings are saved in any case.
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    config = _config(model, base_name)
+    state = get_peft_model_state_dict(
+        model, adapter_name=adapter_name, save_embedding_layers=False
+    )
+    config = _config(model, base_name, adapter_name)
     start = remembered_start(model)
     if start is not None:
         _relative_to_stored_base(model, state, config, start)
@@ -71,8 +75,8 @@ def read_lora_section(folder: Path) -> LoraSection:
         raise ModelError(f"{path}: not an adapter that Luthier can go on with: {error}") from error
 
 
-def _config(model: "PreTrainedModel", base_name: str) -> dict[str, Any]:
-    found: dict[str, Any] = model.peft_config[ADAPTER_NAME].to_dict()
+def _config(model: "PreTrainedModel", base_name: str, adapter_name: str) -> dict[str, Any]:
+    found: dict[str, Any] = model.peft_config[adapter_name].to_dict()
     # How it started says nothing about what was saved, and servers refuse some starts by name.
     changes = {
         "base_model_name_or_path": base_name,

@@ -4,8 +4,9 @@ PEFT itself ignores unmatched patterns silently, all but `target_modules` (peft 
 `tuners/tuners_utils.py` check_target_module_exists, `utils/other.py` get_pattern_key).
 """
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,15 @@ def find_targets(model: "PreTrainedModel", section: LoraSection) -> Targets:
         # PEFT would stumble over every layer and block that the pattern matches too.
         arguments["target_modules"] = chosen
     return Targets(arguments, ties_embeddings=ties and embedding in whole)
+
+
+def lora_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """How B @ A of a module counts: alpha / r, rank-stabilised alpha / sqrt(r), with the alpha
+    that adapter_config.json has for it (peft 0.21 `tuners/lora/layer.py`, update_layer)."""
+    patterns = config.get("alpha_pattern") or {}
+    pattern = pattern_for(patterns, module)
+    alpha: float = config["lora_alpha"] if pattern is None else patterns[pattern]
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def pattern_for(patterns: Iterable[str], name: str) -> str | None:

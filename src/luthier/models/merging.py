@@ -1,286 +1,195 @@
-"""Merging what was trained into a base's weights, file by file, in float32.
+"""Merging what was trained into a base's weights: read, changed and written a few rows at a time.
 
-W' = W + scale * B @ A, with scale = alpha / r (arXiv 2106.09685, section 4.1) or alpha / sqrt(r)
-for rank-stabilised LoRA (arXiv 2312.03732), as PEFT applies it (peft 0.21 `tuners/lora/layer.py`).
-DoRA (arXiv 2402.09353, equation 5): W' = m * (W + scale * B @ A) / ||W + scale * B @ A||, with one
-norm and magnitude for each output (peft 0.21 `tuners/lora/dora.py`; for an embedding, for each of
-its dimensions). Modules trained whole and token embeddings replace the base's.
+Each tensor is read in pieces of half a MiB or so, changed in float32 (`adapter_updates.py` has the
+formulas), cast once to what is written, and appended to its file. In memory are a piece, the
+adapter's matrices and the libraries, whatever the size of the model.
 """
 
 import json
 import math
-import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import ModelError
-from luthier.models.adapter_files import PEFT_PREFIX
-from luthier.models.adapter_targets import pattern_for
-from luthier.models.loading import DType, is_whole_model, load_model
-from luthier.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from luthier.models.quantization import Quantization, dequantised, quantised_modules
-from luthier.models.weights import copy_small_files, shards, weight_files
-from luthier.store.files import temporary_path
+from luthier.models.adapter_updates import Replaced, Update, adapter_updates
+from luthier.models.dequantising import dequantised_weights
+from luthier.models.loading import DType, is_whole_model
+from luthier.models.merged_rows import MergedTensor, Tally, merged_rows
+from luthier.models.safetensors_stream import (
+    Stored,
+    in_file_order,
+    stored_tensors,
+    write_safetensors,
+)
+from luthier.models.skeleton import StoredModel, refuse_quantised
+from luthier.models.tied_weights import without_ties
+from luthier.models.weights import INDEX_NAME, copy_small_files, weight_files
+from luthier.store.files import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    import torch
     from torch import Tensor
 
-# Adapter features whose merge is another formula than those above.
-_REFUSED = (
-    "fan_in_fan_out",
-    "lora_bias",
-    "layer_replication",
-    "target_parameters",
-    "use_bdlora",
-    "use_qalora",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-    "velora_config",
-)
-_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
-_LORA_PARTS = {
-    "lora_A.weight": "a",
-    "lora_B.weight": "b",
-    "lora_embedding_A": "a",
-    "lora_embedding_B": "b",
-    "lora_magnitude_vector": "magnitude",
-}
-_TOKEN_ROWS = ".token_adapter.trainable_tokens_delta"
+__all__ = ["MergeReport", "dequantised_weights", "merge"]
 
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What merging did: tensors changed, and the error of the applied update relative to it."""
+    """What merging did.
+
+    Attributes:
+        changed_tensors: how many of the base's have other values.
+        relative_delta_error: of the change that the written weights have against the float32 base,
+            relative to the float32 change, over all tensors (Frobenius norms); 0 where nothing
+            changed. Casting to 16 bits rounds small changes away.
+        dtype: of most of the written numbers.
+    """
 
     changed_tensors: int
     relative_delta_error: float
-
-
-@dataclass(frozen=True)
-class Update:
-    """How an adapter changes one tensor of the base: a low-rank update, or other values."""
-
-    a: "Tensor | None" = None  # (r, in); of an embedding (r, tokens)
-    b: "Tensor | None" = None  # (out, r); of an embedding (dimensions, r)
-    scale: float = 1.0
-    magnitude: "Tensor | None" = None  # (out,); of an embedding (dimensions,)
-    is_embedding: bool = False
-    values: "Tensor | None" = None
-    rows: "Tensor | None" = None  # the rows that `values` replace; None: all
-
-    def delta(self, weight: "Tensor") -> "Tensor":
-        """What to add to a float32 weight."""
-        import torch
-
-        if self.values is not None:
-            replaced = self.values.float()
-            if self.rows is not None:
-                replaced = weight.index_copy(0, self.rows, replaced)
-            return replaced - weight
-        assert self.a is not None
-        assert self.b is not None
-        delta: Tensor = self.scale * (self.b.float() @ self.a.float())
-        delta = delta.T if self.is_embedding else delta
-        if self.magnitude is None:
-            return delta
-        along = 0 if self.is_embedding else 1
-        norm = torch.linalg.norm(weight + delta, dim=along, keepdim=True)
-        factor: Tensor = self.magnitude.float().unsqueeze(along) / norm
-        return (factor - 1) * weight + factor * delta
-
-
-def adapter_updates(adapter: Path) -> dict[str, Update]:
-    """What the adapter changes, by name of the base's tensor.
-
-    Raises:
-        ModelError: the adapter has something that this merge does not do.
-    """
-    from safetensors.torch import load_file
-
-    config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    _refuse(adapter, config)
-    lora: dict[str, dict[str, Tensor]] = {}
-    updates: dict[str, Update] = {}
-    for key, tensor in load_file(adapter / ADAPTER_WEIGHTS).items():
-        name = key.removeprefix(PEFT_PREFIX)
-        part = next((part for part in _LORA_PARTS if name.endswith(f".{part}")), None)
-        if part is not None:
-            lora.setdefault(name.removesuffix(f".{part}"), {})[_LORA_PARTS[part]] = tensor
-            if part == "lora_embedding_A":
-                lora[name.removesuffix(f".{part}")]["is_embedding"] = tensor
-        elif name.endswith(_TOKEN_ROWS):
-            module = name.removesuffix(_TOKEN_ROWS)
-            updates[f"{module}.weight"] = Update(values=tensor, rows=_token_ids(config, module))
-        elif _is_trained_whole(config, name):
-            updates[name] = Update(values=tensor)
-        else:
-            raise ModelError(f"{adapter}: it holds {key}, which is no LoRA matrix; cannot merge.")
-    for module, parts in lora.items():
-        updates[f"{module}.weight"] = _low_rank(adapter, config, module, parts)
-    return updates
-
-
-def _refuse(adapter: Path, config: "Mapping[str, Any]") -> None:
-    refused = [name for name in _REFUSED if config.get(name)]
-    if config.get("bias", "none") != "none":
-        refused.append("bias")
-    if refused:
-        raise ModelError(f"{adapter}: cannot merge an adapter with {', '.join(refused)}.")
-    start = config.get("init_lora_weights", True)
-    if start not in _PLAIN_STARTS:
-        raise ModelError(
-            f"{adapter}: it was started by {start}, which changes the base, and was not converted "
-            "when it was saved: it does not fit the stored base. Save it as a plain LoRA (PEFT: "
-            "path_initial_model_for_weight_conversion)."
-        )
-
-
-def _low_rank(
-    adapter: Path, config: "Mapping[str, Any]", module: str, parts: "dict[str, Tensor]"
-) -> Update:
-    if "a" not in parts or "b" not in parts:
-        raise ModelError(f"{adapter}: {module} has one of its two LoRA matrices; cannot merge.")
-    rank = parts["a"].shape[0]
-    patterns = config.get("alpha_pattern") or {}
-    pattern = pattern_for(patterns, module)
-    alpha = config["lora_alpha"] if pattern is None else patterns[pattern]
-    return Update(
-        a=parts["a"],
-        b=parts["b"],
-        scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
-        magnitude=parts.get("magnitude"),
-        is_embedding="is_embedding" in parts,
-    )
-
-
-def _is_trained_whole(config: "Mapping[str, Any]", name: str) -> bool:
-    """The tied head is in the file beside the embeddings; no name in the config means it."""
-    wholes = [*(config.get("modules_to_save") or [])]
-    if config.get("ensure_weight_tying"):
-        wholes.append("lm_head")
-    return any(f".{whole}." in f".{name}" for whole in wholes)
-
-
-def _token_ids(config: "Mapping[str, Any]", module: str) -> "Tensor":
-    import torch
-
-    wanted = config["trainable_token_indices"]
-    if isinstance(wanted, dict):
-        wanted = next(ids for name, ids in wanted.items() if f".{module}".endswith(f".{name}"))
-    return torch.tensor(wanted)
+    dtype: str
 
 
 def merge(
-    base: Path, adapter: Path, folder: Path, replaced: "Mapping[str, Tensor] | None" = None
+    base: Path,
+    adapter: Path,
+    folder: Path,
+    *,
+    dtype: DType | None = None,
+    replaced: "Mapping[str, Tensor] | None" = None,
 ) -> MergeReport:
-    """Write base + adapter to `folder` in float32, with the base's config and tokenizer files.
+    """Write base + adapter to `folder`, with the base's config, tokenizer and shards.
+
+    The same inputs give the same bytes. Input and output embeddings that the base ties and the
+    adapter changes differently are written as two, and config.json says that they are.
 
     Args:
-        base: model folder; one weight file at a time is in memory.
-        adapter: PEFT folder; or a whole model, which is copied.
-        folder: where to write; existing files of the same names are replaced.
-        replaced: base tensors to take instead of the stored ones (a dequantised base).
+        base: model folder with 16-bit or 32-bit safetensors.
+        adapter: PEFT folder; or a whole model of the same shape, which is written itself.
+        folder: where to write; each file is replaced whole or not at all.
+        dtype: of all floating-point tensors, and config.json says so; None: as they are stored.
+        replaced: base tensors to take instead of the stored ones (`dequantised_weights`).
 
     Raises:
-        ModelError: the adapter changes a tensor that the base does not have.
+        ModelError: the base is quantised; the adapter changes a tensor that the base does not
+            have, or in another shape or way; a weight is too large for float16.
     """
-    from safetensors.torch import save_file
-
+    refuse_quantised(base)
     if is_whole_model(adapter):
-        return _copy_whole(base, adapter, folder)
-    updates = _without_tied_heads(base, adapter_updates(adapter))
-    left, squared_error, squared_delta = set(updates), 0.0, 0.0
-    for path, tensors in shards(base):
-        merged: dict[str, Tensor] = {}
-        for name, stored in tensors.items():
-            weight = (replaced or {}).get(name, stored).float()
-            if name in updates:
-                delta = updates[name].delta(weight)
-                after = weight + delta
-                squared_error += float(((after - weight) - delta).double().square().sum())
-                squared_delta += float(delta.double().square().sum())
-                weight = after
-                left.discard(name)
-            merged[name] = weight.contiguous()
-        save_file(merged, folder / path.name, metadata={"format": "pt"})
-    if left:
-        raise ModelError(f"The adapter changes {sorted(left)[0]}, which the base does not have.")
-    copy_small_files(base, folder)
-    error = math.sqrt(squared_error / squared_delta) if squared_delta else 0.0
-    return MergeReport(changed_tensors=len(updates), relative_delta_error=error)
+        files, untied, whole = _whole(base, adapter, dtype), False, adapter
+    else:
+        files, untied = _with_adapter(base, adapter, dtype, replaced or {})
+        whole = base
+    tally = Tally()
+    for name, tensors in files.items():
+        layouts = in_file_order(one.layout for one in tensors)
+        by_name = {one.name: one for one in tensors}
+        ordered = [by_name[layout.name] for layout in layouts]
+        write_safetensors(folder / name, layouts, merged_rows(ordered, tally))
+    copy_small_files(whole, folder)
+    _write_config(folder, dtype, untied=untied)
+    _write_index(folder, files)
+    return MergeReport(
+        changed_tensors=len(tally.changed),
+        relative_delta_error=tally.relative_error,
+        dtype=_most(files),
+    )
 
 
-def _without_tied_heads(base: Path, updates: dict[str, Update]) -> dict[str, Update]:
-    """Leave out a tensor that the base ties to another and that was trained tied: PEFT stores it
-    under both names, and it is the same values."""
-    import torch
+def _most(files: Mapping[str, list[MergedTensor]]) -> str:
+    elements: dict[torch.dtype, int] = {}
+    for tensor in (one for tensors in files.values() for one in tensors):
+        count = math.prod(tensor.source.shape)
+        elements[tensor.dtype] = elements.get(tensor.dtype, 0) + count
+    return str(max(elements, key=lambda dtype: elements[dtype])).removeprefix("torch.")
 
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    if not config.get("tie_word_embeddings"):
-        return updates
-    head, kept = updates.get("lm_head.weight"), dict(updates)
-    if head is None or head.values is None:
-        return updates
+
+def _with_adapter(
+    base: Path, adapter: Path, dtype: DType | None, replaced: "Mapping[str, Tensor]"
+) -> tuple[dict[str, list[MergedTensor]], bool]:
+    stored = StoredModel(base)
+    found = adapter_updates(adapter, stored.conv1d_names())
+    updates, untied = without_ties(found, stored)
+    by_file_name: dict[str, Update] = {}
     for name, update in updates.items():
-        is_table = name.endswith("embed_tokens.weight") and update.rows is None
-        if is_table and update.values is not None and torch.equal(update.values, head.values):
-            del kept["lm_head.weight"]
-    return kept
-
-
-def _copy_whole(base: Path, model: Path, folder: Path) -> MergeReport:
-    import torch
-    from safetensors import safe_open
-
-    stored: dict[str, Any] = {}
-    for path in weight_files(base):
-        weights: Any = safe_open(path, framework="pt")
-        stored |= dict.fromkeys(weights.keys(), weights)
-    changed = 0
-    for path, tensors in shards(model):
-        changed += sum(
-            name not in stored or not torch.equal(stored[name].get_tensor(name).float(), tensor)
-            for name, tensor in tensors.items()
+        file_name = stored.file_name(name)
+        if file_name is not None:
+            _check_shape(adapter, name, update, stored.tensors[file_name])
+        elif name not in untied:
+            raise ModelError(f"{adapter}: it changes {name}, which the base does not have.")
+        by_file_name[file_name or name] = update
+    instead = {stored.file_name(name): (replaced, name) for name in replaced}
+    files: dict[str, list[MergedTensor]] = {path.name: [] for path in weight_files(base)}
+    sources = stored.tensors | {name: stored.tensors[table] for name, table in untied.items()}
+    for name, source in sources.items():
+        update_here = by_file_name.get(name)
+        files[source.path.name].append(
+            MergedTensor(
+                name, source, _written(source, dtype), update_here, instead.get(source.name)
+            )
         )
-        shutil.copyfile(path, folder / path.name)
-        (folder / path.name).chmod(0o644)
-    copy_small_files(model, folder)
-    return MergeReport(changed_tensors=changed, relative_delta_error=0.0)
+    return files, bool(untied)
 
 
-def cast_weights(folder: Path, dtype: DType) -> None:
-    """Cast every floating-point weight of a model folder, file by file; its config says so."""
-    import torch
-    from safetensors.torch import save_file
-
-    target = getattr(torch, dtype)
-    for path, tensors in shards(folder):
-        cast = {
-            name: tensor.to(target) if tensor.is_floating_point() else tensor
-            for name, tensor in tensors.items()
-        }
-        temporary = temporary_path(path)
-        save_file(cast, temporary, metadata={"format": "pt"})
-        temporary.replace(path)
-    config_path = folder / "config.json"
-    config: dict[str, Any] = json.loads(config_path.read_text(encoding="utf-8"))
-    config["dtype"] = dtype
-    config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+def _check_shape(adapter: Path, name: str, update: Update, stored: Stored) -> None:
+    is_part = isinstance(update, Replaced) and update.rows is not None
+    wanted = stored.shape[1:] if is_part else stored.shape
+    if update.shape != wanted:
+        raise ModelError(
+            f"{adapter}: it changes {name} in the shape {list(update.shape)}, and the base has "
+            f"{list(stored.shape)}. Merge into the base that it was trained on."
+        )
 
 
-def dequantised_weights(base: Path, quantization: Quantization = "nf4") -> "dict[str, Tensor]":
-    """The base's linear weights after quantisation and back, float32 on the CPU, by tensor name:
-    the base that a QLoRA adapter was trained on.
-
-    With int8 that base also rounds what goes into each layer (LLM.int8(), arXiv 2208.07339), which
-    no weights can imitate: they are near it, not equal.
-    """
-    model = load_model(base, quantization=quantization)
+def _whole(base: Path, model: Path, dtype: DType | None) -> dict[str, list[MergedTensor]]:
+    before = {one.name: one for path in weight_files(base) for one in stored_tensors(path)}
     return {
-        f"{name}.weight": dequantised(module).cpu() for name, module in quantised_modules(model)
+        path.name: [
+            MergedTensor(one.name, one, _written(one, dtype), before=before.get(one.name))
+            for one in stored_tensors(path)
+        ]
+        for path in weight_files(model)
     }
+
+
+def _written(stored: Stored, dtype: DType | None) -> "torch.dtype":
+    import torch
+
+    if dtype is None or not stored.dtype.is_floating_point:
+        return stored.dtype
+    wanted: torch.dtype = getattr(torch, dtype)
+    return wanted
+
+
+def _write_config(folder: Path, dtype: DType | None, *, untied: bool) -> None:
+    path = folder / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    changed = dict(config)
+    if dtype is not None:
+        changed["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+    if untied:
+        changed["tie_word_embeddings"] = False
+    if changed != config:
+        write_atomically(path, json.dumps(changed, indent=2) + "\n")
+
+
+def _write_index(folder: Path, files: Mapping[str, Iterable[MergedTensor]]) -> None:
+    path = folder / INDEX_NAME
+    if not path.exists():
+        return
+    index = json.loads(path.read_text(encoding="utf-8"))
+    weight_map = {one.name: name for name, tensors in files.items() for one in tensors}
+    size = sum(one.layout.size_bytes for tensors in files.values() for one in tensors)
+    is_right = index["weight_map"] == weight_map
+    metadata = index.setdefault("metadata", {})
+    if is_right and metadata.get("total_size") == size:
+        return
+    index["weight_map"] = dict(sorted(weight_map.items()))
+    metadata["total_size"] = size
+    if "total_parameters" in metadata and not is_right:
+        metadata["total_parameters"] = sum(
+            math.prod(one.source.shape) for tensors in files.values() for one in tensors
+        )
+    write_atomically(path, json.dumps(index, indent=2) + "\n")

@@ -12,12 +12,8 @@ from luthier.errors import ModelError
 PACKAGE_PREFIX = "package:"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# Everything that a model needs and nothing that runs code: no pickles, no Python.
-WANTED_FILES = (
-    "config.json",
-    "generation_config.json",
-    "*.safetensors",
-    "model.safetensors.index.json",
+LICENCE_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -26,8 +22,17 @@ WANTED_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
-    "LICENSE*",
 )
+# Everything that a model needs and nothing that runs code: no pickles, no Python.
+WANTED_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "model.safetensors.index.json",
+    *TOKENIZER_FILES,
+    *LICENCE_PATTERNS,
+)
+CARD_NAME = "README.md"  # its front matter names the licence; not copied
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,8 @@ def source_files(source: Source) -> list[Path]:
             return [source.path]
         case "folder":
             assert source.path is not None
-            return folder_files(source.path)
+            card = source.path / CARD_NAME
+            return [*folder_files(source.path), *([card] if card.is_file() else [])]
 
 
 def folder_files(folder: Path) -> list[Path]:
@@ -92,7 +98,8 @@ def folder_files(folder: Path) -> list[Path]:
     Raises:
         ModelError: config, weights or tokenizer missing, pickled weights, or code in the config.
     """
-    found = sorted({path for pattern in WANTED_FILES for path in folder.glob(pattern)})
+    there = {path for pattern in WANTED_FILES for path in folder.glob(pattern)}
+    found = sorted(path for path in there if path.is_file())
     names = {path.name for path in found}
     if "config.json" not in names:
         raise ModelError(f"{folder}: no config.json here. Name the folder that holds the model.")
@@ -134,7 +141,7 @@ def download(source: Source) -> Path:
     try:
         return Path(
             snapshot_download(
-                source.name, revision=source.revision, allow_patterns=list(WANTED_FILES)
+                source.name, revision=source.revision, allow_patterns=[*WANTED_FILES, CARD_NAME]
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

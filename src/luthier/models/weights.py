@@ -1,7 +1,9 @@
 """Weights as safetensors files: what is in them, without loading a model."""
 
 import json
+import math
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX_NAME = "model.safetensors.index.json"
-_TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+# torch's names for the codes in a safetensors header, of the types whose elements are whole bytes,
+# in the order of their tensors in a file (safetensors 0.8 `torch.py`, and Dtype in `tensor.rs`).
+DTYPES = {
+    "I64": "int64",
+    "F64": "float64",
+    "F32": "float32",
+    "I32": "int32",
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -32,24 +47,33 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def describe_weights(folder: Path) -> dict[str, Any]:
-    """Architecture, parameters and dtypes, from config.json and the safetensors headers."""
+@contextmanager
+def opened(path: Path, framework: str = "pt") -> "Iterator[Any]":
+    """A weight file, mapped into memory: tensors and slices of it are read when they are used.
+
+    Raises:
+        ModelError: it is no whole safetensors file.
+    """
     from safetensors import SafetensorError, safe_open
 
+    try:
+        file: Any = safe_open(path, framework=framework)
+    except SafetensorError as error:
+        raise ModelError(f"{path}: not a whole safetensors file: {error}") from error
+    with file:
+        yield file
+
+
+def describe_weights(folder: Path) -> dict[str, Any]:
+    """Architecture, parameters and dtypes, from config.json and the safetensors headers."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     elements: dict[str, int] = {}
     for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="numpy") as tensors:
-                for name in tensors.keys():  # noqa: SIM118, it is no dict
-                    piece = tensors.get_slice(name)
-                    count = 1
-                    for size in piece.get_shape():
-                        count *= size
-                    dtype = _TORCH_NAMES.get(piece.get_dtype(), piece.get_dtype().lower())
-                    elements[dtype] = elements.get(dtype, 0) + count
-        except SafetensorError as error:
-            raise ModelError(f"{path}: not a whole safetensors file: {error}") from error
+        with opened(path, "numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118, it is no dict
+                piece = tensors.get_slice(name)
+                dtype = DTYPES.get(piece.get_dtype(), piece.get_dtype().lower())
+                elements[dtype] = elements.get(dtype, 0) + math.prod(piece.get_shape())
     return {
         "architecture": (config.get("architectures") or ["unknown"])[0],
         "parameters": sum(elements.values()),

@@ -127,6 +127,9 @@ def run_facts(summary: "Summary") -> "Iterator[tuple[str, str]]":
         yield "seeds", f"{summary.metric} {spell_seeds(summary.seeds)}"
     if summary.training:
         yield "training", spell_training(summary.training)
+    if summary.measured_on is not None:
+        merged = f"; merged into {summary.merged_into}" if summary.merged_into else ""
+        yield "base", f"measured on {summary.measured_on}{merged}"
     if summary.sizes_bytes:
         sizes = summary.sizes_bytes.items()
         yield "sizes", ", ".join(f"{what} {spelling.size(number)}" for what, number in sizes)

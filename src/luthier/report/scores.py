@@ -216,7 +216,7 @@ def _served(bundle: Artifact) -> Iterator[SystemScore]:
     from luthier.evaluation.statistics import wilson_interval
 
     for quantization, measured in bundle.manifest.metrics.items():
-        score, rows = measured["served_score"], measured["probes"]
+        score, rows = measured["served_score"], measured["answers_compared"]
         low, high = wilson_interval(round(score * rows), rows)
         title = f"GGUF {quantization} as served"
         yield SystemScore(f"gguf/{quantization}", title, "served", rows, score, low, high)

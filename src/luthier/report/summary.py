@@ -58,6 +58,8 @@ class Summary:
     serving: Sequence[Command]
     ship: "ShipVerdict | None" = None
     seeds: "SeedGroup | None" = None
+    measured_on: str | None = None
+    merged_into: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """JSON values, for `--json`."""
@@ -103,7 +105,13 @@ def summarise(
         seeds=seeds_beside(store, artifacts["evaluate"])
         if store and "evaluate" in artifacts
         else None,
+        measured_on=_fact(artifacts, "evaluate", "measured_on"),
+        merged_into=_fact(artifacts, "merge", "merged_into"),
     )
+
+
+def _fact(artifacts: Mapping[str, Artifact], stage: str, name: str) -> str | None:
+    return artifacts[stage].manifest.facts.get(name) if stage in artifacts else None
 
 
 def _ready(artifacts: Mapping[str, Artifact]) -> Mapping[str, int]:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.data.dataset import load_split, split_files
+from luthier.data.final_answer import same_answer
 from luthier.data.rows import Split
 from luthier.errors import ServingError
 from luthier.evaluation.rows import evenly
 from luthier.models.loading import load_model
+from luthier.models.parity import check_device
 from luthier.serving.llama_server import Completion, LlamaServer
 from luthier.store.artifact import Workspace
 
@@ -53,6 +55,13 @@ class ProbeSet:
     system_prompt: str | None
     from_messages: bool
     max_new_tokens: int
+    answer_regex: str | None = None
+
+    def is_expected(self, text: str, probe: Probe) -> bool:
+        """Whether an answer is the expected reply; where the task has a regex, has its answer."""
+        if self.answer_regex is not None:
+            return same_answer(self.answer_regex, text, probe.expected)
+        return text.strip() == probe.expected.strip()
 
     @property
     def context_tokens(self) -> int:
@@ -87,6 +96,7 @@ def read_probes(dataset_folder: Path, count: int, text_count: int) -> ProbeSet:
         system_prompt=info["system_prompt"] or None,
         from_messages=info["task"] != "completion",
         max_new_tokens=_longest_reply(dataset_folder, splits) + MARGIN_TOKENS,
+        answer_regex=info.get("answer_regex"),
     )
 
 
@@ -118,7 +128,7 @@ def transformers_answers(
     model_folder: Path, probes: ProbeSet, workspace: Workspace, label: str
 ) -> list[Answer]:
     """The greedy answers of a model folder, computed in float32."""
-    model = load_model(model_folder, dtype="float32")
+    model = load_model(model_folder, device=check_device(model_folder))
     prompts = [probe.prompt_ids for probe in probes.probes]
     order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
     answers: dict[int, Answer] = {}

@@ -1,98 +1,184 @@
-"""What stands beside the exported models: README.md and SHA256SUMS."""
+"""What stands beside the exported models: README.md, the card, licences and SHA256SUMS.
+
+All but `measured/` is the same for the same key: no times, no machine, no version numbers.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from luthier.serving.parity import AnswerParity
-from luthier.store.files import sha256_file, write_atomically
+from luthier.models.licence import licence_files
+from luthier.serving import markdown
+from luthier.serving.card import model_card
+from luthier.serving.parity_tables import QuantizationParity, parity_tables
+from luthier.serving.run_record import run_record
+from luthier.store.artifact import SCRATCH_NAME
+from luthier.store.files import entries_below, sha256_files, write_atomically
+from luthier.store.keys import MEASURED_FOLDER
+
+if TYPE_CHECKING:
+    from luthier.store.artifact import Artifact
 
 README_NAME = "README.md"
+CARD_NAME = "MODEL_CARD.md"
+RUN_NAME = "RUN.md"
 CHECKSUMS_NAME = "SHA256SUMS"
-_REF_DIGITS = 16
+HUB_FOLDER = "hub"
+_KEY_DIGITS = 16
 _SHOWN_DIGITS = 12
-
-
-@dataclass(frozen=True)
-class Exported:
-    """One GGUF of the bundle, and how it compared with the merged model."""
-
-    quantization: str
-    file_name: str
-    modelfile_name: str
-    ids_compared: int
-    id_mismatches: int
-    answers: AnswerParity
+_VLLM_URL = "http://127.0.0.1:8000/v1"
+_OLLAMA_URL = "http://127.0.0.1:11434/v1"
+_LLAMA_CPP_URL = "http://127.0.0.1:8080/v1"
 
 
 @dataclass(frozen=True)
 class BundleFacts:
-    """What the README says; `lineage` has the key of each input by its slot."""
+    """What README and card are made from.
+
+    `artifacts` are the stage's inputs by slot: `model`, `dataset` and `base`, and where the run
+    has them `adapter`, `before` (the adapter before dpo), `evaluation` and `baseline`; what the
+    card finds of none of them it says is unknown. `adapter_command` are the shell lines, typed in
+    the bundle, by which vLLM serves `vllm-adapter/`; empty without that target.
+    """
 
     name: str
-    has_vllm: bool
-    exported: Sequence[Exported]
+    artifacts: Mapping[str, "Artifact"]
+    parity: Sequence[QuantizationParity]
     stop_tokens: Sequence[str]
     context_tokens: int
     system_prompt: str | None
-    lineage: Mapping[str, str]
+    adapter_command: Sequence[str] = field(default_factory=tuple)
 
 
-def write_documents(bundle: Path, facts: BundleFacts, files: Sequence[Path]) -> None:
-    """Write README.md and, over it and `files` (relative to the bundle), SHA256SUMS."""
-    digests = {path.as_posix(): sha256_file(bundle / path) for path in sorted(files)}
-    write_atomically(bundle / README_NAME, _readme(facts, digests))
-    digests[README_NAME] = sha256_file(bundle / README_NAME)
+def write_documents(bundle: Path, facts: BundleFacts) -> None:
+    """Write what goes with the models that stand in `bundle`, whatever targets these are.
+
+    MODEL_CARD.md, also as the README.md of `hub/`; the base's licence files, here and in `hub/`;
+    `measured/RUN.md`, what differs from run to run; README.md, and SHA256SUMS over all but
+    `measured/`. What is not of an export, such as the scratch folder, is left alone.
+
+    Raises:
+        DataError: the evaluation or the dataset cannot be read.
+    """
+    card = model_card(facts)
+    write_atomically(bundle / CARD_NAME, card)
+    if (bundle / HUB_FOLDER).is_dir():
+        write_atomically(bundle / HUB_FOLDER / README_NAME, card)
+    for folder in (bundle, bundle / HUB_FOLDER):
+        if folder.is_dir():
+            for licence in licence_files(facts.artifacts["base"].path):
+                shutil.copyfile(licence, folder / licence.name)
+    (bundle / MEASURED_FOLDER).mkdir(exist_ok=True)
+    write_atomically(bundle / MEASURED_FOLDER / RUN_NAME, run_record(facts.artifacts))
+    digests = _digests(bundle)
+    readme = _readme(bundle, facts, digests)
+    write_atomically(bundle / README_NAME, readme)
+    digests |= dict(zip([README_NAME], sha256_files([bundle / README_NAME]), strict=True))
     lines = [f"{digest}  {name}\n" for name, digest in sorted(digests.items())]
     write_atomically(bundle / CHECKSUMS_NAME, "".join(lines))
 
 
-def _readme(facts: BundleFacts, digests: Mapping[str, str]) -> str:
-    files = [(name, digest[:_SHOWN_DIGITS]) for name, digest in digests.items()]
-    inputs = [(slot, key[:_REF_DIGITS]) for slot, key in facts.lineage.items()]
+def _digests(bundle: Path) -> dict[str, str]:
+    """SHA-256 by name of all that is the same for the same key; a linked file is read once."""
+    ours = (SCRATCH_NAME, MEASURED_FOLDER, CHECKSUMS_NAME, README_NAME)
+    paths = [
+        path for path in entries_below(bundle) if path.relative_to(bundle).parts[0] not in ours
+    ]
+    first: dict[tuple[int, int], Path] = {}
+    for path in paths:
+        first.setdefault(_inode(path), path)
+    found = dict(zip(first, sha256_files(first.values()), strict=True))
+    return {path.relative_to(bundle).as_posix(): found[_inode(path)] for path in paths}
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _readme(bundle: Path, facts: BundleFacts, digests: Mapping[str, str]) -> str:
+    files = [(markdown.code(name), digest[:_SHOWN_DIGITS]) for name, digest in digests.items()]
+    inputs = [
+        (slot, made.kind, made.key[:_KEY_DIGITS]) for slot, made in sorted(facts.artifacts.items())
+    ]
     sections = [
-        f"# {facts.name}\n\nA fine-tuned model, exported by Luthier. "
-        f"`sha256sum -c {CHECKSUMS_NAME}` checks its files.\n",
-        "## Serve it\n",
-        *([_vllm_commands(facts)] if facts.has_vllm else []),
-        *(_gguf_commands(facts, exported) for exported in facts.exported),
-        *([_parity_table(facts.exported)] if facts.exported else []),
+        f"# {facts.name}\n\nA fine-tuned model, exported by Luthier. {CARD_NAME} says what it was "
+        f"trained on,\nhow it was measured and what its limits are. `sha256sum -c "
+        f"{CHECKSUMS_NAME}` checks its files.\n",
+        "## Serve it\n\nAll commands are typed in this folder. `luthier serve-check` asks a "
+        "running server whether\nit is this model, with its template, stop tokens and context.\n",
+        *_commands(bundle, facts),
+        *(["## Measured\n\n" + parity_tables(facts.parity)] if facts.parity else []),
         _limits(facts),
-        _table("## Files\n", ("file", f"SHA-256, first {_SHOWN_DIGITS} digits"), files),
-        _table("## Made from\n", ("input", "key"), inputs),
+        "## Files\n\n" + markdown.table(("file", f"SHA-256, first {_SHOWN_DIGITS} digits"), files),
+        "## Made from\n\n" + markdown.table(("input", "kind", "key"), inputs),
     ]
     return "\n".join(sections)
 
 
-def _vllm_commands(facts: BundleFacts) -> str:
-    return f"""vLLM:
+def _commands(bundle: Path, facts: BundleFacts) -> Iterator[str]:
+    if (bundle / "vllm").is_dir():
+        yield _vllm(facts)
+    if facts.adapter_command:
+        yield _section("vLLM, the adapter on its base", facts.adapter_command)
+        yield _check(_VLLM_URL)
+    modelfiles = [one for one in facts.parity if one.modelfile is not None]
+    if modelfiles:
+        yield _ollama(facts, modelfiles)
+    if facts.parity:
+        yield _llama_cpp(facts)
+    if (bundle / HUB_FOLDER).is_dir():
+        yield _hub()
 
-```sh
-vllm serve ./vllm --config vllm/serve.yaml
-curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
-  -d '{_request(facts, model=facts.name)}'
-```
-"""
+
+def _vllm(facts: BundleFacts) -> str:
+    lines = [
+        "vllm serve ./vllm --config vllm/serve.yaml",
+        *_curl(_VLLM_URL, _request(facts, model=facts.name)),
+    ]
+    return f"{_section('vLLM', lines)}\n{_check(_VLLM_URL)}"
 
 
-def _gguf_commands(facts: BundleFacts, exported: Exported) -> str:
-    tag = f"{facts.name}:{exported.quantization}"
-    return f"""Ollama ({exported.quantization}):
+def _ollama(facts: BundleFacts, parity: Sequence[QuantizationParity]) -> str:
+    lines = [f"ollama create {facts.name}:{one.quantization} -f {one.modelfile}" for one in parity]
+    lines.append(f"ollama run {facts.name}:{parity[0].quantization}")
+    return f"{_section('Ollama', lines)}\n{_check(_OLLAMA_URL)}"
 
-```sh
-ollama create {tag} -f ollama/{exported.modelfile_name}
-ollama run {tag}
-```
 
-llama.cpp ({exported.quantization}):
+def _llama_cpp(facts: BundleFacts) -> str:
+    lines = [
+        f"llama-server -m {facts.parity[0].file} -c {facts.context_tokens} --temp 0",
+        *_curl(_LLAMA_CPP_URL, _request(facts)),
+    ]
+    tried = "`luthier serve .` serves it too, for trying it at once. Other types: other files.\n"
+    return f"{_section('llama.cpp', lines)}\n{_check(_LLAMA_CPP_URL)}\n{tried}"
 
-```sh
-llama-server -m ollama/{exported.file_name} -c {facts.context_tokens} --temp 0
-curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
-  -d '{_request(facts)}'
-```
-"""
+
+def _hub() -> str:
+    return (
+        "### Hugging Face hub\n\n`hub/` is ready for upload. Nothing is uploaded unless `--yes` "
+        "is given; without it the\ncommand shows what would be.\n\n"
+        + markdown.fenced("luthier upload . --repo OWNER/NAME --private", "sh")
+        + "\n"
+    )
+
+
+def _section(title: str, lines: Sequence[str]) -> str:
+    return f"### {title}\n\n{markdown.fenced(chr(10).join(lines), 'sh')}\n"
+
+
+def _check(url: str) -> str:
+    return markdown.fenced(f"luthier serve-check . --endpoint {url}", "sh") + "\n"
+
+
+def _curl(url: str, request: str) -> Sequence[str]:
+    return (
+        f"curl {url}/chat/completions -H 'Content-Type: application/json' \\",
+        f"  -d '{request}'",
+    )
 
 
 def _request(facts: BundleFacts, **fields: str) -> str:
@@ -104,39 +190,12 @@ def _request(facts: BundleFacts, **fields: str) -> str:
     return request.replace("'", "'\\''")  # inside single quotes of a shell
 
 
-def _parity_table(exported: Sequence[Exported]) -> str:
-    header = (
-        *("GGUF", "token ids differing", "answers equal", "score, merged", "score, served"),
-        *("ended by a stop", "served as tuned"),
-    )
-    title = f"""## Measured
-
-Through llama.cpp, greedy, on {exported[0].answers.probes} held-out rows, against the merged model
-in float32. Score: share of answers that are the expected reply. Served as tuned: of the rows whose
-answer tells base and tuned model apart.
-"""
-    return _table(title, header, [_parity_row(one) for one in exported])
-
-
-def _parity_row(exported: Exported) -> Sequence[str]:
-    answers = exported.answers
-    return (
-        exported.quantization,
-        f"{exported.id_mismatches} of {exported.ids_compared} texts",
-        _percent(answers.agreement),
-        _percent(answers.merged_score),
-        _percent(answers.served_score),
-        _percent(answers.stopped),
-        f"{_percent(answers.served_as_tuned)} of {answers.told_apart}",
-    )
-
-
 def _limits(facts: BundleFacts) -> str:
-    stops = ", ".join(f"`{token}`" for token in facts.stop_tokens)
+    stops = ", ".join(markdown.code(token) for token in facts.stop_tokens)
     return f"""## Limits
 
 - Replies end at {stops}; decoding is greedy, as evaluated.
-- Context: {facts.context_tokens} tokens, prompt and reply together.
+- Context: {facts.context_tokens:,} tokens, prompt and reply together.
 - Asked for anything but the trained task, or in another chat template, its quality is unknown.
 
 {_system_note(facts.system_prompt)}"""
@@ -145,19 +204,9 @@ def _limits(facts: BundleFacts) -> str:
 def _system_note(system_prompt: str | None) -> str:
     if system_prompt is None:
         return "It was trained without a system prompt of its own; send none.\n"
-    fence = "```"
-    while fence in system_prompt:
-        fence += "`"
     return (
         "It was trained with one system prompt. Ollama's Modelfile has it; with vLLM and\n"
-        f"llama.cpp send it as the first message:\n\n{fence}text\n{system_prompt}\n{fence}\n"
+        "llama.cpp send it as the first message:\n\n"
+        + markdown.fenced(system_prompt, "text")
+        + "\n"
     )
-
-
-def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return title + "\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from luthier.errors import ServingError
 from luthier.models.loading import load_model
+from luthier.models.parity import check_device
 from luthier.serving.answers import Answer, ProbeSet
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class ReplyRow:
 @dataclass(frozen=True)
 class Closeness:
     """Over all positions: Kullback-Leibler divergence of the served model's distributions from
-    the merged model's, in nats, and the share of positions with the same likeliest token."""
+    the merged model's, in nats, and the share of positions with the same likeliest token or, near
+    a tie, with one that is as likely."""
 
     positions: int
     mean_kl_nats: float
@@ -64,7 +66,7 @@ def merged_logits(
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
-    model = load_model(model_folder, dtype="float32")
+    model = load_model(model_folder, device=check_device(model_folder))
     paths = []
     with workspace.reporter.task("Logits of the merged model", len(rows), "rows") as task:
         for number, row in enumerate(rows):
@@ -79,23 +81,12 @@ def merged_logits(
     return paths
 
 
-def log_probabilities(
-    paths: Sequence[Path], rows: Sequence[ReplyRow], stops: Sequence[int | None]
-) -> list[list[float]]:
-    """Natural-log probabilities of each row's reply tokens, and of the stop token after them where
-    `stops` has one, by the logits of `merged_logits`."""
-    import numpy as np
-
-    found = []
-    for path, row, stop in zip(paths, rows, stops, strict=True):
-        reply = [*row.token_ids[row.first_position + 1 :], *([] if stop is None else [stop])]
-        logs_PV = _log_softmax(np.load(path))
-        found.append([float(logs_PV[at, token]) for at, token in enumerate(reply[: len(logs_PV)])])
-    return found
-
-
-def closeness(merged: Iterable[Path], served: Iterable["NDArray[np.float32]"]) -> Closeness:
+def closeness(
+    merged: Iterable[Path], served: Iterable["NDArray[np.float32]"], tie_nats: float = 0.0
+) -> Closeness:
     """Compare logits (P, V) of the same rows; KL(merged || served), exact over the vocabulary.
+
+    A likeliest token that the merged model has at most `tie_nats` below its own is the same.
 
     Raises:
         ServingError: the served model has another vocabulary, or there is nothing to compare.
@@ -111,7 +102,8 @@ def closeness(merged: Iterable[Path], served: Iterable["NDArray[np.float32]"]) -
                 f"{ours_PV.shape}: it has another vocabulary."
             )
         divergences.append(_divergence(ours_PV, theirs_PV))
-        agreements.append(ours_PV.argmax(axis=1) == theirs_PV.argmax(axis=1))
+        taken_P = np.take_along_axis(ours_PV, theirs_PV.argmax(axis=1)[:, None], axis=1)[:, 0]
+        agreements.append(ours_PV.max(axis=1) - taken_P <= tie_nats)
     if not divergences:
         raise ServingError("No replies to compare distributions on.")
     all_P, same_P = np.concatenate(divergences), np.concatenate(agreements)
@@ -128,13 +120,14 @@ def _divergence(
 ) -> "NDArray[np.float64]":
     import numpy as np
 
-    ours, theirs = _log_softmax(ours_PV), _log_softmax(theirs_PV)
+    ours, theirs = log_softmax(ours_PV), log_softmax(theirs_PV)
     found: NDArray[np.float64] = (np.exp(ours) * (ours - theirs)).sum(axis=1)
     return found
 
 
-def _log_softmax(logits_PV: "NDArray[np.float32]") -> "NDArray[np.float64]":
-    from scipy.special import log_softmax
+def log_softmax(logits_PV: "NDArray[np.float32]") -> "NDArray[np.float64]":
+    """Natural-log probabilities of logits, in float64."""
+    from scipy.special import log_softmax as over_axis
 
-    found: NDArray[np.float64] = log_softmax(logits_PV.astype("float64"), axis=1)
+    found: NDArray[np.float64] = over_axis(logits_PV.astype("float64"), axis=1)
     return found

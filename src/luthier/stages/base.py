@@ -10,7 +10,9 @@ from luthier.config import Field, Section
 from luthier.errors import ModelError
 from luthier.models.chat import stop_token_ids
 from luthier.models.gguf_source import import_gguf
+from luthier.models.licence import copy_licences, licence_facts, package_licences
 from luthier.models.loading import load_tokenizer
+from luthier.models.skeleton import refuse_quantised
 from luthier.models.sources import (
     Source,
     download,
@@ -50,21 +52,25 @@ def run(section: BaseSection, _inputs: StageInputs, workspace: Workspace) -> Sta
             case "gguf":
                 assert source.path is not None
                 stated = import_gguf(source.path, folder)
-                facts["licence"] = stated["licence"]
+                facts |= licence_facts(source, None, stated["licence"])
+                copy_licences(source, folder, stated["licence"])
                 gates.append(tokenizer_parity(load_tokenizer(folder), source.path))
             case "folder" | "hub":
-                _copy(source, folder)
+                facts |= licence_facts(source, _copy(source, folder))
+                refuse_quantised(folder)
                 facts["source"]["revision"] = source.revision
         task.advance()
     facts |= _facts(folder, load_tokenizer(folder))
     return StageResult(metrics={"parameters": facts["parameters"]}, gates=gates, facts=facts)
 
 
-def _copy(source: Source, folder: Path) -> None:
+def _copy(source: Source, folder: Path) -> Path:
+    """Copy what a model needs; where it was copied from."""
     origin = download(source) if source.kind == "hub" else source.path
     assert origin is not None
     for path in folder_files(origin):
         shutil.copyfile(path, folder / path.name)
+    return origin
 
 
 def _facts(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
@@ -87,12 +93,16 @@ def _facts(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]
 
 
 def _files(section: BaseSection) -> Sequence[Path]:
-    return source_files(find_source(section.model, section.revision))
+    source = find_source(section.model, section.revision)
+    return [*source_files(source), *package_licences(source)]
 
 
 def _check(section: BaseSection, _filled: frozenset[str]) -> None:
-    if find_source(section.model, section.revision).kind == "gguf":
+    source = find_source(section.model, section.revision)
+    if source.kind == "gguf":
         require_llama_cpp()
+    elif source.path is not None and (source.path / "config.json").exists():
+        refuse_quantised(source.path)
 
 
 STAGE = Stage(
@@ -100,7 +110,7 @@ STAGE = Stage(
     order=10,
     summary="pin the base model",
     makes="base",
-    version=1,
+    version=2,
     section=BaseSection,
     run=run,
     packages=("transformers", "gguf"),

@@ -18,8 +18,9 @@ class Slot:
     """One input of a stage: an artifact of `kind` by the first of `stages` in the config.
 
     With `only_with`, the slot is there only where the config has that stage too.
-    With `field`, what that field of the stage's section names is taken from the store instead;
-    the field is `result_free`, since the artifact it names is in the key by its content.
+    With `field`, what that field of the stage's section names is taken from the store instead:
+    see `named_by`. What names an artifact is `result_free`, since the artifact is in the key by
+    its content.
     With `tag`, it is what that tag names of the run's own versions, where it is set and was not
     made from this very adapter.
     """
@@ -31,6 +32,43 @@ class Slot:
     field: str | None = None
     only_with: str | None = None
     tag: str | None = None
+
+
+@dataclass(frozen=True)
+class NamedInput:
+    """An artifact that a section names: the slot it fills, and where in the section it stands."""
+
+    slot: str
+    reference: str
+    field: str
+
+
+def named_by(section: Section, slot: Slot) -> list[NamedInput]:
+    """What a section names for a slot with a `field`.
+
+    A text fills the slot itself. Of a list the items fill `slot-1`, `slot-2` and so on, of a
+    mapping `slot-KEY`; each is a text, or a section whose field `ref` is that text.
+    """
+    if slot.field is None:
+        return []
+    match getattr(section, slot.field):
+        case None:
+            return []
+        case str() as reference:
+            return [NamedInput(slot.name, reference, slot.field)]
+        case Mapping() as found:
+            items = [(str(key), f"{slot.field}.{key}", item) for key, item in found.items()]
+        case found:
+            items = [
+                (str(place + 1), f"{slot.field}[{place}]", item)
+                for place, item in enumerate(found)
+            ]
+    return [
+        NamedInput(f"{slot.name}-{key}", item, field)
+        if isinstance(item, str)
+        else NamedInput(f"{slot.name}-{key}", item.ref, f"{field}.ref")
+        for key, field, item in items
+    ]
 
 
 @dataclass(frozen=True)
@@ -64,6 +102,15 @@ class StageInputs:
     def get(self, slot: str) -> Artifact | None:
         """The artifact of an optional slot."""
         return self.artifacts.get(slot)
+
+    def several(self, slot: str) -> dict[str, Artifact]:
+        """The artifacts that a list or mapping of the section names, by place from 1 or by key."""
+        prefix = f"{slot}-"
+        return {
+            name.removeprefix(prefix): artifact
+            for name, artifact in self.artifacts.items()
+            if name.startswith(prefix)
+        }
 
 
 @dataclass(frozen=True)

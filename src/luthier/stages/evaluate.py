@@ -37,7 +37,7 @@ from luthier.evaluation.win_rate import describe_win_rate, win_rate
 from luthier.gates import Gate
 from luthier.models.loading import load_tokenizer
 from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
-from luthier.stages.training import load_trained, without_adapter
+from luthier.stages.training import base_as_trained, load_trained, without_adapter
 from luthier.store.artifact import Artifact, Workspace
 
 _SYSTEM, _BEFORE = "tuned", "sft"
@@ -133,7 +133,7 @@ def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> 
     limits = Limits(section.ship, questions.general.limits, section.alpha, inputs.seed)
     judged = judge(candidate, baseline, limits)
     gates, lines = list(judged.gates), list(judged.lines)
-    summary |= judged.summary
+    summary |= judged.summary | {"measured_on": base_as_trained(inputs["adapter"])}
     if _BEFORE in asked:
         more, of_dpo, after_dpo = _before_and_after(
             section, plan, asked, questions.pairs, inputs.seed
@@ -159,6 +159,7 @@ def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> 
         facts={
             "rows": len(plan.rows),
             "max_new_tokens": plan.max_new_tokens,
+            "measured_on": summary["measured_on"],
             "rows_per_second": {name: one.spent.rows_per_second for name, one in asked.items()},
         },
         timings_seconds={name: one.spent.seconds for name, one in asked.items()},
@@ -298,7 +299,7 @@ STAGE = Stage(
     order=60,
     summary="measure the tuned model against the baseline",
     makes="evaluation",
-    version=4,
+    version=5,
     section=EvaluateSection,
     run=run,
     check=lambda section, _filled: _general(section).check(),

@@ -1,37 +1,43 @@
 """Stage `export`: the merged model as servers want it, and proof that it is what they serve."""
 
 import json
+import textwrap
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from luthier.config import Field, Section
+from luthier.errors import ConfigError
 from luthier.gates import Gate
 from luthier.models.loading import load_tokenizer
-from luthier.serving.answers import (
-    Answer,
-    ProbeSet,
-    read_probes,
-    served_answers,
-    transformers_answers,
+from luthier.serving.answers import ProbeSet, read_probes
+from luthier.serving.bundle import HUB_FOLDER, BundleFacts, write_documents
+from luthier.serving.chat_families import ollama_template
+from luthier.serving.converter import Extras, GGUFType, converter_folder
+from luthier.serving.export_section import ExportSection
+from luthier.serving.gguf_export import GGUFExport, convert_all, gguf_name, measure_all
+from luthier.serving.gguf_file import tensor_types
+from luthier.serving.gguf_metadata import provenance_fields, stop_fields
+from luthier.serving.gguf_parity import Measured
+from luthier.serving.golden import added_bos, template_renderer
+from luthier.serving.hub import write_hub_folder
+from luthier.serving.importance import dataset_importance
+from luthier.serving.lint import VLLM_ADAPTER
+from luthier.serving.llama_server import require_llama_cpp
+from luthier.serving.ollama import base_licence, modelfile
+from luthier.serving.reference import Reference, make_reference
+from luthier.serving.serve_probes import Served, build_probes, write_probes
+from luthier.serving.vllm import folder_gate, problems_gate, tokenizer_folder, write_folder
+from luthier.serving.vllm_adapter import (
+    ServedBase,
+    base_note,
+    serve_command,
+    served_base,
+    write_adapter_folder,
 )
-from luthier.serving.bundle import BundleFacts, Exported, write_documents
-from luthier.serving.converter import GGUFType, convert, converter_folder
-from luthier.serving.llama_server import LlamaServer, require_llama_cpp
-from luthier.serving.ollama import modelfile
-from luthier.serving.parity import (
-    AnswerLimits,
-    answer_gates,
-    compare_prompts,
-    compare_texts,
-    ids_gate,
-    measure_answers,
-    parity_texts,
-)
-from luthier.serving.vllm import folder_gate, write_folder
+from luthier.serving.vllm_adapter_check import adapter_gate, unlike_the_merged
 from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
 from luthier.store.artifact import Workspace
 from luthier.store.files import write_atomically
@@ -40,29 +46,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PARITY_TEXTS = 100  # rows whose texts stand beside the nasty corpus
-
-
-class ExportSection(Section):
-    """What to export, and how far serving may differ from the merged model."""
-
-    targets: list[Literal["vllm", "ollama"]] = Field(
-        ["vllm", "ollama"], min_length=1, description="servers to export for"
-    )
-    gguf_quantization: list[GGUFType] = Field(
-        ["q8_0"], min_length=1, description="GGUF types; the first is the Modelfile's"
-    )
-    context_length_tokens: int = Field(
-        4096,
-        ge=128,
-        description="context that servers are told to keep, tokens; at most what the model has",
-    )
-    probe_rows: int = Field(100, ge=1, description="held-out rows answered through the server")
-    min_greedy_agreement: float = Field(
-        0.95, ge=0, le=1, description="least share of probes with the merged model's whole answer"
-    )
-    max_score_drop: float = Field(
-        0.02, ge=0, le=1, description="greatest loss of accuracy by serving, 0 to 1"
-    )
+_NOTE_CHARACTERS = 90
+_LINEAGE = ("base", "dataset", "adapter", "model")
 
 
 @dataclass
@@ -88,34 +73,34 @@ class _Export:
         self.timings_seconds[part] = time.perf_counter() - started
 
 
-@dataclass(frozen=True)
-class _Answers:
-    base: list[Answer]
-    merged: list[Answer]
-
-
 def run(section: ExportSection, inputs: StageInputs, workspace: Workspace) -> StageResult:
     """Write the folders, convert, answer probes through llama.cpp, measure, document."""
     export = _begin(section, inputs, workspace)
-    has_vllm, has_ollama = "vllm" in section.targets, "ollama" in section.targets
     # The converter takes the folder's name into the GGUF: it is `vllm` wherever it stands.
-    folder = (workspace.path if has_vllm else workspace.scratch) / "vllm"
+    folder = (workspace.path if "vllm" in section.targets else workspace.scratch) / "vllm"
     _write_model_folder(export, folder)
     gates: list[Gate] = []
-    if has_vllm:
-        gates.append(folder_gate(folder, inputs["base"].path))
-    exported = _export_ggufs(export, folder, gates) if has_ollama else []
-    _document(export, has_vllm, exported)
+    if "vllm" in section.targets:
+        gates.append(folder_gate(folder, inputs["base"].path, inputs["model"].path))
+    if "vllm-adapter" in section.targets:
+        gates.append(_write_adapters(export))
+    if "hub" in section.targets:
+        write_hub_folder(workspace.path / HUB_FOLDER, folder)
+    ggufs = _begin_ggufs(export, folder) if section.makes_gguf else None
+    reference = _reference(export)
+    measured = _measure_ggufs(export, ggufs, reference) if ggufs else []
+    gates += [gate for one in measured for gate in one.gates]
+    _document(export, reference, measured)
     return StageResult(
-        metrics={one.quantization: _metrics(one) for one in exported},
+        metrics={one.parity.quantization: asdict(one.parity) for one in measured},
         gates=gates,
-        facts=_facts(export, exported),
+        facts=_facts(export, measured),
         timings_seconds=export.timings_seconds,
     )
 
 
 def _begin(section: ExportSection, inputs: StageInputs, workspace: Workspace) -> _Export:
-    tokenizer = load_tokenizer(inputs["base"].path)
+    tokenizer = load_tokenizer(tokenizer_folder(inputs["model"].path, inputs["base"].path))
     config = json.loads((inputs["model"].path / "config.json").read_text("utf-8"))
     available = config.get("max_position_embeddings") or section.context_length_tokens
     return _Export(
@@ -140,138 +125,183 @@ def _write_model_folder(export: _Export, folder: Path) -> None:
         )
 
 
-def _export_ggufs(export: _Export, folder: Path, gates: list[Gate]) -> list[Exported]:
-    """Convert to every type asked for, and measure each; the gates found are added to `gates`."""
-    (export.workspace.path / "ollama").mkdir(exist_ok=True)
-    types = list(dict.fromkeys(export.section.gguf_quantization))
-    for quantization in types:
-        _convert(export, folder, quantization, is_first=quantization == types[0])
-    with export.timed("transformers_answers"):
-        answers = _Answers(
-            base=_transformers_answers(export, "base"),
-            merged=_transformers_answers(export, "model"),
-        )
-    exported = []
-    for quantization in types:
-        with export.timed(f"llama_cpp_{quantization}"):
-            one, found = _measure(export, quantization, answers, is_first=quantization == types[0])
-        exported.append(one)
-        gates.extend(found)
-    return exported
+def _served_base(inputs: StageInputs) -> ServedBase:
+    base = inputs["base"]
+    return served_base(base.path, base.manifest.facts["source"])
 
 
-def _transformers_answers(export: _Export, slot: str) -> list[Answer]:
-    label = f"Answers of the {'merged model' if slot == 'model' else 'base'}"
-    return transformers_answers(export.inputs[slot].path, export.probes, export.workspace, label)
-
-
-def _gguf_name(quantization: GGUFType) -> str:
-    return f"model-{quantization}.gguf"
-
-
-def _modelfile_name(quantization: GGUFType, is_first: bool) -> str:
-    return "Modelfile" if is_first else f"Modelfile-{quantization}"
-
-
-def _convert(export: _Export, folder: Path, quantization: GGUFType, *, is_first: bool) -> None:
-    target = export.workspace.path / "ollama"
-    # Before minutes of converting: a system prompt that no Modelfile can hold fails here.
-    text = modelfile(
-        _gguf_name(quantization),
-        stop_tokens=export.stop_tokens,
-        context_tokens=export.context_tokens,
-        system_prompt=export.probes.system_prompt,
-    )
-    with export.timed(f"convert_{quantization}"):
-        convert(
+def _write_adapters(export: _Export) -> Gate:
+    inputs, folder = export.inputs, export.workspace.path / VLLM_ADAPTER
+    others = {name: one.path for name, one in inputs.several("others").items()}
+    adapters = {inputs.name: inputs["adapter"].path} | others
+    with export.timed("vllm_adapter"):
+        write_adapter_folder(
             folder,
-            target / _gguf_name(quantization),
-            quantization=quantization,
-            name=export.inputs.name,
-            workspace=export.workspace,
+            adapters=adapters,
+            base=_served_base(inputs),
+            stop_token_ids=export.probes.stop_token_ids,
+            context_tokens=export.context_tokens,
         )
-    write_atomically(target / _modelfile_name(quantization, is_first), text)
+    model = inputs["model"].manifest
+    differs = unlike_the_merged(model.facts, [one.slot for one in model.inputs])
+    if differs is not None:
+        return problems_gate(VLLM_ADAPTER, [differs])
+    return adapter_gate(folder, adapters, inputs["base"].path)
 
 
-def _measure(
-    export: _Export, quantization: GGUFType, answers: _Answers, *, is_first: bool
-) -> tuple[Exported, list[Gate]]:
-    """Serve one GGUF with llama.cpp and compare it with training and with the merged model."""
-    probes, what = export.probes, f"{quantization}: "
-    gguf_path = export.workspace.path / "ollama" / _gguf_name(quantization)
-    with LlamaServer(gguf_path, context_tokens=probes.context_tokens) as server:
-        texts = parity_texts(export.tokenizer, probes.texts)
-        ids = compare_texts(export.tokenizer, server, texts) + compare_prompts(server, probes)
-        served = served_answers(server, probes, export.workspace)
-    parity = measure_answers(export.tokenizer, probes, answers.base, answers.merged, served)
-    limits = AnswerLimits(export.section.min_greedy_agreement, export.section.max_score_drop)
-    exported = Exported(
-        quantization=quantization,
-        file_name=gguf_path.name,
-        modelfile_name=_modelfile_name(quantization, is_first),
-        ids_compared=len(ids),
-        id_mismatches=sum(not comparison.holds for comparison in ids),
-        answers=parity,
+def _begin_ggufs(export: _Export, source: Path) -> GGUFExport:
+    """Convert to every type asked for; a Modelfile beside each, where Ollama is a target."""
+    section, inputs, workspace = export.section, export.inputs, export.workspace
+    ggufs = GGUFExport(
+        source=source,
+        target=workspace.path / ("ollama" if "ollama" in section.targets else "gguf"),
+        types=list(dict.fromkeys(section.gguf_quantization)),
+        name=inputs.name,
+        extras=Extras(_importance(export), _fields(export)),
+        limits=section.limits,
     )
-    return exported, [ids_gate("gguf-ids", ids, what), *answer_gates(parity, limits, what)]
+    ggufs.target.mkdir(exist_ok=True)
+    if "ollama" in section.targets:
+        # Before minutes of converting: a system prompt that no Modelfile can hold fails here.
+        for quantization in ggufs.types:
+            text = _modelfile(export, gguf_name(quantization))
+            name = _modelfile_name(quantization, ggufs.types[0])
+            write_atomically(ggufs.target / name, text)
+    convert_all(ggufs, workspace, export.timed)
+    return ggufs
 
 
-def _document(export: _Export, has_vllm: bool, exported: list[Exported]) -> None:
-    bundle = export.workspace.path
-    folders = [name for name in ("vllm", "ollama") if (bundle / name).exists()]
-    files = [path.relative_to(bundle) for name in folders for path in (bundle / name).iterdir()]
-    facts = BundleFacts(
-        name=export.inputs.name,
-        has_vllm=has_vllm,
-        exported=exported,
+def _modelfile_name(quantization: GGUFType, first: GGUFType) -> str:
+    return "Modelfile" if quantization == first else f"Modelfile-{quantization}"
+
+
+def _modelfile(export: _Export, name: str) -> str:
+    base, template = export.inputs["base"], None
+    if export.section.ollama_template:
+        bos_token = added_bos(export.tokenizer)
+        template = ollama_template(template_renderer(export.tokenizer), bos_token)
+    return modelfile(
+        name,
         stop_tokens=export.stop_tokens,
         context_tokens=export.context_tokens,
         system_prompt=export.probes.system_prompt,
-        lineage={slot: artifact.key for slot, artifact in sorted(export.inputs.artifacts.items())},
+        licence=base_licence(base.path, base.manifest.facts.get("licence")),
+        template=template,
     )
+
+
+def _fields(export: _Export) -> dict[str, Any]:
+    inputs, probes = export.inputs, export.probes
+    lineage = {slot: one.key for slot, one in inputs.artifacts.items() if slot in _LINEAGE}
+    licence = inputs["base"].manifest.facts.get("licence") or None
+    about = provenance_fields(
+        inputs.name, lineage, licence=licence, context_tokens=export.context_tokens
+    )
+    return {**stop_fields(export.tokenizer.eos_token_id, probes.stop_token_ids), **about}
+
+
+def _importance(export: _Export) -> Path | None:
+    if not export.section.importance_matrix:
+        return None
+    inputs = export.inputs
+    with export.timed("importance_matrix"):
+        return dataset_importance(inputs["model"].path, inputs["dataset"].path, export.workspace)
+
+
+def _reference(export: _Export) -> Reference:
+    with export.timed("transformers_answers"):
+        return make_reference(
+            export.tokenizer,
+            export.probes,
+            export.inputs["base"].path,
+            export.inputs["model"].path,
+            export.workspace,
+        )
+
+
+def _measure_ggufs(export: _Export, ggufs: GGUFExport, reference: Reference) -> list[Measured]:
+    """Each GGUF's measures, with where its files are in the bundle."""
+    found = measure_all(ggufs, reference, export.workspace, export.timed)
+    has_modelfiles, folder = "ollama" in export.section.targets, ggufs.target.name
+    placed = []
+    for quantization, one in zip(ggufs.types, found, strict=True):
+        name = _modelfile_name(quantization, ggufs.types[0])
+        parity = replace(
+            one.parity,
+            file=f"{folder}/{gguf_name(quantization)}",
+            modelfile=f"{folder}/{name}" if has_modelfiles else None,
+        )
+        placed.append(Measured(parity, one.gates))
+    return placed
+
+
+def _document(export: _Export, reference: Reference, measured: Sequence[Measured]) -> None:
+    inputs, bundle = export.inputs, export.workspace.path
+    command = []
+    if VLLM_ADAPTER in export.section.targets:
+        base = _served_base(inputs)
+        note = [f"# {line}" for line in textwrap.wrap(base_note(base), _NOTE_CHARACTERS)]
+        command = [*note, serve_command(VLLM_ADAPTER, base)]
     with export.timed("documents"):
-        write_documents(bundle, facts, files)
+        served = Served(inputs.name, export.context_tokens)
+        write_probes(bundle, build_probes(reference, served))
+        write_documents(
+            bundle,
+            BundleFacts(
+                name=inputs.name,
+                artifacts=inputs.artifacts,
+                parity=[one.parity for one in measured],
+                stop_tokens=export.stop_tokens,
+                context_tokens=export.context_tokens,
+                system_prompt=export.probes.system_prompt,
+                adapter_command=command,
+            ),
+        )
 
 
-def _metrics(exported: Exported) -> Mapping[str, Any]:
-    return {
-        "ids_compared": exported.ids_compared,
-        "id_mismatches": exported.id_mismatches,
-        **asdict(exported.answers),
-        "score_drop": exported.answers.score_drop,
-    }
-
-
-def _facts(export: _Export, exported: list[Exported]) -> Mapping[str, Any]:
+def _facts(export: _Export, measured: Sequence[Measured]) -> Mapping[str, Any]:
     return {
         "served_name": export.inputs.name,
         "stop_token_ids": list(export.probes.stop_token_ids),
         "stop_tokens": export.stop_tokens,
         "context_length_tokens": export.context_tokens,
         "system_prompt": export.probes.system_prompt,
-        "gguf": {one.quantization: f"ollama/{one.file_name}" for one in exported},
+        "gguf": {one.parity.quantization: one.parity.file for one in measured},
+        "gguf_tensor_types": {
+            one.parity.quantization: dict(tensor_types(export.workspace.path / one.parity.file))
+            for one in measured
+        },
     }
 
 
-def _check(section: ExportSection, _filled: frozenset[str]) -> None:
+def _check(section: ExportSection, filled: frozenset[str]) -> None:
     """Before any training: the programs that only the end needs."""
-    if "ollama" in section.targets:
+    if section.makes_gguf:
         converter_folder()
         require_llama_cpp()
+    if VLLM_ADAPTER in section.targets and "adapter" not in filled:
+        raise ConfigError(
+            "export: vllm-adapter exports what sft trained, and the config has no section sft."
+        )
 
 
 STAGE = Stage(
     name="export",
     order=80,
-    summary="export for vLLM and Ollama, and ask the real server",
+    summary="export for the targets, and ask the real server",
     makes="bundle",
-    version=1,
+    version=2,
     section=ExportSection,
     run=run,
     slots=(
         Slot("model", "model", ("merge",)),
         Slot("dataset", "dataset", ("prepare",)),
         Slot("base", "base", ("base",)),
+        Slot("adapter", "adapter", ("dpo", "sft"), optional=True),
+        Slot("before", "adapter", ("sft",), optional=True, only_with="dpo"),
+        Slot("evaluation", "evaluation", ("evaluate",), optional=True),
+        Slot("baseline", "evaluation", ("baseline",), optional=True),
+        Slot("others", "adapter", optional=True, field="adapters"),
     ),
     uses_name=True,
     packages=("torch", "transformers", "xllamacpp"),

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from luthier.models.loading import is_whole_model, load_model
+from luthier.models.quantization import quantization_section
 from luthier.stages.contract import StageInputs, StageResult
 from luthier.store.artifact import Artifact, Workspace
 from luthier.training.dpo_section import DPOSection
@@ -59,6 +60,16 @@ def load_trained(base: Artifact, adapter: Artifact) -> "PreTrainedModel":
         adapter=adapter.path,
         quantization=training["quantization"],
     )
+
+
+def base_as_trained(adapter: Artifact) -> str:
+    """The base that an adapter was trained on, and is measured on by `load_trained`: in words."""
+    training = adapter.manifest.facts["training"]
+    if is_whole_model(adapter.path):
+        return f"the model itself, in {training['dtype']}"
+    if training["quantization"] is None:
+        return f"the base in {training['dtype']}, as trained"
+    return f"the base in {quantization_section(training['quantization']).type}, as trained"
 
 
 @contextmanager
