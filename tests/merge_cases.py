@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from evaluation_cases import SEED, artifact, make_dataset
 from luthier.gates import Gate
 from luthier.models.chat import stop_token_ids
-from luthier.models.loading import load_model, load_tokenizer
+from luthier.models.loading import DType, load_model, load_tokenizer
 from luthier.models.lora import LoraSection, attach, save_adapter
 from luthier.models.weights import describe_weights
 from luthier.stages.contract import StageInputs, StageResult
@@ -75,15 +75,16 @@ def make_adapter(
     seed: int = 7,
     strength: float = 1.0,
     quantization: str | None = None,
+    trained_dtype: DType = "float32",
     **options: Any,
 ) -> Artifact:
     """A LoRA of the base whose update is random."""
-    model = load_model(base, quantization=quantization)
+    model = load_model(base, dtype=trained_dtype, quantization=quantization)
     model = attach(model, LoraSection(**({"r": 4, "alpha": 16} | options)), seed)
     learn(model, seed, strength)
     folder.mkdir(parents=True)
     save_adapter(model, folder, "tiny")
-    training = {"dtype": "float32", "quantization": quantization, "method": "lora"}
+    training = {"dtype": trained_dtype, "quantization": quantization, "method": "lora"}
     return of_base(artifact(folder, "adapter", training=training), "0" * 64)
 
 

@@ -7,11 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from luthier.errors import InterruptedRunError, ServingError
 from luthier.interrupts import StopFlag
 from luthier.progress import Reporter, Task
-from luthier.serving.converter import Extras, GGUFType, convert, converter_folder
+from luthier.serving.converter import (
+    Extras,
+    GGUFType,
+    checked_header,
+    convert,
+    converter_folder,
+)
 from luthier.serving.gguf_file import ArrayLength, GGUFHeader, read_header, tensor_types
 from luthier.serving.gguf_logits import gguf_logits
 from luthier.serving.gguf_metadata import provenance_fields, stop_fields
@@ -234,3 +241,18 @@ def test_a_stop_request_ends_the_converter(tiny_base: Path, tmp_path: Path) -> N
     with pytest.raises(InterruptedRunError):
         run_convert(tiny_base, tmp_path / "a.gguf", workspace)
     assert not (tmp_path / "a.gguf").exists()
+
+
+def test_a_head_that_the_converter_leaves_out_is_told(
+    tuned_dir: Path, tuned_gguf: Path, tmp_path: Path
+) -> None:
+    """As llama.cpp's converter does for Gemma: it takes the head for the embeddings."""
+    folder = tmp_path / "untied"
+    shutil.copytree(tuned_dir, folder)
+    checked_header(folder, tuned_gguf)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    edit_json(folder / "config.json", tie_word_embeddings=False)
+    with pytest.raises(ServingError, match="an output head of its own"):
+        checked_header(folder, tuned_gguf)

@@ -24,6 +24,7 @@ from luthier.models.loading import load_model
 from luthier.models.merge_check import MAX_RELATIVE_DIFFERENCE, Merged, expected_logits
 from luthier.models.merging import dequantised_weights, merge
 from luthier.models.parity import largest_logit, max_logit_difference, probe_logits
+from luthier.models.quantization import dequantised
 from luthier.pipeline import all_sections
 from luthier.stages.base import STAGE as BASE
 from luthier.stages.base import BaseSection
@@ -233,6 +234,28 @@ def test_each_base_of_qlora_is_proved(
         }[kept]
     )
     assert "validation_loss" not in result.metrics
+
+
+def test_a_base_that_was_trained_on_in_16_bits_decodes_to_16_bits(
+    case: Case, tiny_base: Path, tmp_path: Path
+) -> None:
+    """As QLoRA trains on GPUs: other weights than those that decode in float32."""
+    adapter = make_adapter(
+        tmp_path / "adapter", tiny_base, quantization="nf4", trained_dtype="bfloat16"
+    )
+    result = Case(case.base, case.dataset, adapter).merge(
+        tmp_path / "merged", base_weights="dequantized"
+    )
+    assert set(statuses(result.gates).values()) == {"pass"}
+    trained: Any = load_model(tiny_base, dtype="bfloat16", quantization="nf4")
+    matrices = load_file(adapter.path / "adapter_model.safetensors")
+    name = "model.layers.0.self_attn.q_proj"
+    a, b = (matrices[f"base_model.model.{name}.lora_{one}.weight"] for one in "AB")
+    wanted = dequantised(trained.get_submodule(name)) + 16 / 4 * b @ a
+    found = load_file(tmp_path / "merged" / "model.safetensors")[f"{name}.weight"]
+    assert torch.allclose(found, wanted, atol=1e-6)
+    in_float32 = dequantised_weights(tiny_base, "nf4")[f"{name}.weight"] + 16 / 4 * b @ a
+    assert not torch.allclose(found, in_float32, atol=1e-6)
 
 
 def answers(correct: Sequence[bool]) -> list[Answer]:

@@ -50,6 +50,7 @@ class Merged:
 
     `quantization` is that of the base that `adapter` was trained on, where the merged base is that
     base decoded; `decoded` are then its weights. Both None: the base as it is stored.
+    `trained_dtype` is what it was trained in, to which quantised weights decode.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class Merged:
     dtype: DType
     quantization: Quantization | None = None
     decoded: "Mapping[str, Tensor] | None" = None
+    trained_dtype: DType = "float32"
 
 
 @dataclass(frozen=True)
@@ -190,10 +192,12 @@ def _logits(model: "PreTrainedModel", probes: Sequence[Sequence[int]]) -> "list[
 def _computes_quantised(merged: Merged) -> bool:
     """Whether base + adapter is computed with the quantised base itself.
 
-    int8 rounds activations too, so a model with its weights is compared and not itself.
+    int8 rounds activations, and so does a model that was trained in 16 bits: then one with the
+    same weights, in float32, is compared.
     """
     return (
         merged.quantization is not None
+        and merged.trained_dtype == "float32"
         and quantization_section(merged.quantization).type != "int8"
     )
 

@@ -21,6 +21,7 @@ from luthier.serving.gguf_file import GGUFHeader, read_header
 from luthier.serving.gguf_metadata import Field, differing_fields
 from luthier.serving.gguf_mixtures import Mixture
 from luthier.serving.llama_server import default_threads
+from luthier.serving.vllm import tensor_shapes
 from luthier.store.artifact import Workspace
 from luthier.store.files import fsync_file, fsync_folder
 
@@ -211,7 +212,7 @@ def checked_header(
 
     Raises:
         ServingError: the file is no whole GGUF, has no EOS id or context length, another chat
-            template, or lacks a field of `metadata`.
+            template, or lacks a field of `metadata` or the model's own output head.
     """
     header = read_header(gguf_path)
     if "tokenizer.ggml.eos_token_id" not in header.metadata:
@@ -232,9 +233,22 @@ def checked_header(
             f"{gguf_path.name}: its chat template is not the one of chat_template.jinja. "
             "Remove another template (tokenizer_config.json: chat_template) from the base model."
         )
+    if "output.weight" not in header.tensors and _has_own_head(folder):
+        raise ServingError(
+            f"{folder}: it has an output head of its own, which llama.cpp's converter leaves out "
+            f"for {architecture}: the GGUF would be another model. Train without lm_head and "
+            "embed_tokens, or export vllm."
+        )
     if differing := differing_fields(header, metadata or {}):
         raise ServingError(
             f"{gguf_path.name}: {', '.join(differing)} are not what they should be. Delete the "
             "file: it was converted for another run."
         )
     return header
+
+
+def _has_own_head(folder: Path) -> bool:
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    shapes = (tensor_shapes(path) for path in folder.glob("*.safetensors"))
+    is_untied = config.get("tie_word_embeddings") is False
+    return is_untied and any("lm_head.weight" in one for one in shapes)

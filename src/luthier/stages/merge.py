@@ -1,8 +1,8 @@
 """Stage `merge`: one model out of base and adapter, and the proof that it is the same function."""
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -22,6 +22,8 @@ from luthier.stages.training import base_as_trained
 from luthier.store.artifact import Artifact, Workspace
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from luthier.data.rows import Split
 
 BaseWeights = Literal["original", "dequantized"]
@@ -119,6 +121,19 @@ class _Job:
         ]
         return found
 
+    @property
+    def trained_dtype(self) -> DType:
+        """What the adapter was trained in, to which quantised weights decode."""
+        found: DType = self.inputs["adapter"].manifest.facts["training"]["dtype"]
+        return found
+
+    def decoded(self) -> "Mapping[str, Tensor] | None":
+        """The weights of the base as it was trained on, where it was quantised."""
+        if self.quantization is None:
+            return None
+        base = self.inputs["base"].path
+        return dequantised_weights(base, self.quantization, dtype=self.trained_dtype)
+
     def folder(self, candidate: BaseWeights) -> Path:
         """Where a candidate is written."""
         return self.workspace.scratch / f"merged-{candidate}"
@@ -139,8 +154,13 @@ def run(section: MergeSection, inputs: StageInputs, workspace: Workspace) -> Sta
     for path in job.folder(kept).iterdir():
         path.replace(workspace.path / path.name)
     merged = Merged(workspace.path, inputs["base"].path, job.adapter, dtype)
-    if kept == "dequantized" and job.quantization is not None:
-        merged = _on_decoded(merged, job.quantization)
+    if kept == "dequantized":
+        merged = replace(
+            merged,
+            quantization=job.quantization,
+            decoded=job.decoded(),
+            trained_dtype=job.trained_dtype,
+        )
     workspace.reporter.say("  checking the merged model in a new process")
     gates, metrics = check_merge(merged, _probes(inputs["dataset"].path), workspace)
     relative = reports[kept]["relative_delta_error"]
@@ -202,9 +222,7 @@ def _merge(job: _Job, candidate: BaseWeights) -> dict[str, Any]:
     folder, base = job.folder(candidate), job.inputs["base"].path
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    replaced = None
-    if candidate == "dequantized" and job.quantization is not None:
-        replaced = dequantised_weights(base, job.quantization)
+    replaced = job.decoded() if candidate == "dequantized" else None
     return asdict(merge(base, job.adapter, folder, dtype=job.dtype, replaced=replaced))
 
 
@@ -235,17 +253,6 @@ def _merged_into(kept: BaseWeights, job: _Job) -> str:
     if kept == "original":
         return f"the base as stored, in {job.inputs['base'].manifest.facts['dtype']}"
     return "the base as its quantised weights decode"
-
-
-def _on_decoded(merged: Merged, quantization: Quantization) -> Merged:
-    return Merged(
-        merged.folder,
-        merged.base,
-        merged.adapter,
-        merged.dtype,
-        quantization,
-        dequantised_weights(merged.base, quantization),
-    )
 
 
 def _probes(dataset: Path) -> list[list[int]]:
