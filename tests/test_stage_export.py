@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from luthier.errors import ConfigError
 from luthier.serving.converter import convert
 from luthier.serving.export_section import ExportSection
 from luthier.serving.gguf_limits import finer
@@ -20,7 +21,7 @@ from luthier.serving.serve_probes import read_serve_probes
 from luthier.stages.contract import StageInputs, StageResult
 from luthier.stages.export import STAGE
 from luthier.store.artifact import Artifact, Workspace
-from luthier.store.manifest import ArtifactKind, Environment, Manifest
+from luthier.store.manifest import ArtifactKind, Environment, InputRef, Manifest
 from serving_cases import SYSTEM_PROMPT, make_adapter
 
 pytest_plugins = "serving_fixtures"
@@ -73,10 +74,15 @@ def run_stage(
     workspace: Workspace,
     folders: dict[ArtifactKind, Path],
     section: ExportSection = SECTION,
+    model_facts: dict[str, Any] | None = None,
 ) -> StageResult:
     artifacts = {str(kind): artifact(folder, kind) for kind, folder in folders.items()}
+    artifacts["model"].manifest.facts.update(model_facts or {})
     if "adapter" in artifacts:
-        artifacts["others-second"] = artifacts["adapter"]
+        base = artifacts["base"]
+        ref = InputRef(slot="base", kind="base", key=base.key, digest=base.digest, ref=base.ref)
+        manifest = artifacts["adapter"].manifest.model_copy(update={"inputs": [ref]})
+        artifacts["others-second"] = Artifact(folders["adapter"], manifest)
     return STAGE.run(section, StageInputs("package-router", 7, artifacts), workspace)
 
 
@@ -182,6 +188,38 @@ def _check_documents(bundle: dict[str, bytes]) -> None:
     for line in requests:
         first = json.loads(shlex.split(line)[1])["messages"][0]
         assert first == {"role": "system", "content": SYSTEM_PROMPT}
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"base_weights": "dequantized"}, "as its 4-bit form decodes"),
+        ({"base_weights": "original", "combined": True}, "several adapters"),
+    ],
+)
+def test_an_adapter_that_is_another_model_than_the_merged_is_told(
+    facts: dict[str, Any], told: str, workspace: Workspace, folders: dict[ArtifactKind, Path]
+) -> None:
+    """F28: what vLLM serves of it was not measured."""
+    adapter = make_adapter(folders["base"], workspace.scratch / "adapter")
+    section = ExportSection(targets=["vllm-adapter"], probe_rows=2)
+    result = run_stage(workspace, folders | {"adapter": adapter}, section, facts)
+    (gate,) = result.gates
+    assert (gate.id, gate.status) == ("vllm-adapter", "fail")
+    assert told in gate.detail
+
+
+def test_an_adapter_of_another_base_is_refused(
+    workspace: Workspace, folders: dict[ArtifactKind, Path]
+) -> None:
+    made = {str(kind): artifact(folder, kind) for kind, folder in folders.items()}
+    made["others-second"] = artifact(folders["model"], "adapter")
+    made["adapter"] = made["others-second"]
+    section = ExportSection(
+        targets=["vllm-adapter"], adapters={"second": "other/adapter@v1"}, probe_rows=2
+    )
+    with pytest.raises(ConfigError, match=r"export.adapters: .* not the base of this run"):
+        STAGE.run(section, StageInputs("package-router", 7, made), workspace)
 
 
 def test_the_base_in_place_of_the_merged_model_fails(

@@ -7,7 +7,7 @@ validate_legal), `vllm/lora/lora_model.py` (from_local_checkpoint, from_lora_ten
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,20 +68,19 @@ def adapter_gate(folder: Path, adapters: Mapping[str, Path], base: Path) -> Gate
     return problems_gate("vllm-adapter", list(_problems(folder, adapters, base)))
 
 
-def unlike_the_merged(facts: Mapping[str, Any], input_slots: Sequence[str]) -> str | None:
-    """Why the adapter on its base is another model than the merged one, which was measured.
-
-    `facts` and `input_slots` are those of the merged model's manifest.
-    """
+def unlike_the_merged(facts: Mapping[str, Any]) -> str | None:
+    """Why the adapter on its base is another model than the merged one, which was measured;
+    `facts` are those of the merged model's manifest."""
     if facts.get("base_weights") == "dequantized":
         return (
             "the merged model is of the base as its 4-bit form decodes, and vLLM serves the "
             "16-bit base under the adapter. Set merge.base_weights: original, or export vllm"
         )
-    if any(slot.startswith("adapters-") for slot in input_slots):
+    if facts.get("combined"):
         return (
-            "the merged model is of several adapters (merge.adapters), and this is one of them "
-            "alone. Export vllm"
+            "the merged model is of several adapters, or of this one at another weight "
+            "(merge.adapters, merge.weight), and vLLM serves this one as it was trained. Export "
+            "vllm"
         )
     return None
 

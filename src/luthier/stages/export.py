@@ -39,6 +39,7 @@ from luthier.serving.vllm_adapter import (
 )
 from luthier.serving.vllm_adapter_check import adapter_gate, unlike_the_merged
 from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
+from luthier.stages.training import refuse_other_base
 from luthier.store.artifact import Workspace
 from luthier.store.files import write_atomically
 
@@ -132,8 +133,10 @@ def _served_base(inputs: StageInputs) -> ServedBase:
 
 def _write_adapters(export: _Export) -> Gate:
     inputs, folder = export.inputs, export.workspace.path / VLLM_ADAPTER
-    others = {name: one.path for name, one in inputs.several("others").items()}
-    adapters = {inputs.name: inputs["adapter"].path} | others
+    adapters = {inputs.name: inputs["adapter"].path}
+    for name, other in inputs.several("others").items():
+        refuse_other_base(other, inputs["base"], "export.adapters")
+        adapters[name] = other.path
     with export.timed("vllm_adapter"):
         write_adapter_folder(
             folder,
@@ -142,8 +145,7 @@ def _write_adapters(export: _Export) -> Gate:
             stop_token_ids=export.probes.stop_token_ids,
             context_tokens=export.context_tokens,
         )
-    model = inputs["model"].manifest
-    differs = unlike_the_merged(model.facts, [one.slot for one in model.inputs])
+    differs = unlike_the_merged(inputs["model"].manifest.facts)
     if differs is not None:
         return problems_gate(VLLM_ADAPTER, [differs])
     return adapter_gate(folder, adapters, inputs["base"].path)

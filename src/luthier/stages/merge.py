@@ -10,7 +10,6 @@ from pydantic import field_validator, model_validator
 
 from luthier.config import Field, Section, result_free
 from luthier.data.dataset import load_split, split_files
-from luthier.errors import ConfigError
 from luthier.evaluation.merge_candidates import Candidates, Measured, choose
 from luthier.models.combining import NEEDS_DENSITY, Combination, Recipe, Weighted, combine
 from luthier.models.loading import DType, Quantization
@@ -18,8 +17,8 @@ from luthier.models.merge_check import PROBE_ROWS, Merged, check_merge, tokenize
 from luthier.models.merging import dequantised_weights, merge
 from luthier.models.weights import describe_weights
 from luthier.stages.contract import Slot, Stage, StageInputs, StageResult
-from luthier.stages.training import base_as_trained
-from luthier.store.artifact import Artifact, Workspace
+from luthier.stages.training import base_as_trained, refuse_other_base
+from luthier.store.artifact import Workspace
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -173,6 +172,7 @@ def run(section: MergeSection, inputs: StageInputs, workspace: Workspace) -> Sta
             "trained_on": base_as_trained(inputs["adapter"]),
             "merged_into": _merged_into(kept, job),
             "kept_because": why,
+            "combined": section.combines,
             "stop_token_ids": inputs["base"].manifest.facts["stop_token_ids"],
         }
         | describe_weights(workspace.path),
@@ -186,7 +186,7 @@ def _adapter(section: MergeSection, inputs: StageInputs, workspace: Workspace) -
         return own.path
     others = inputs.several("adapters").values()
     for other in others:
-        _refuse_other_base(other, inputs["base"])
+        refuse_other_base(other, inputs["base"], "merge.adapters")
     weights = [section.weight, *(one.weight for one in section.adapters)]
     parts = [
         Weighted(one.path, one.ref, weight)
@@ -198,16 +198,6 @@ def _adapter(section: MergeSection, inputs: StageInputs, workspace: Workspace) -
     recipe = Recipe(section.combination, section.density, inputs.seed)
     combine(inputs["base"].path, parts, recipe, folder)
     return folder
-
-
-def _refuse_other_base(adapter: Artifact, base: Artifact) -> None:
-    digests = {ref.digest: ref.ref for ref in adapter.manifest.inputs if ref.slot == "base"}
-    if base.digest not in digests:
-        [other] = digests.values() or ["another base"]
-        raise ConfigError(
-            f"merge.adapters: {adapter.ref} was trained on {other}, which is not the base of this "
-            f"run ({base.ref}). Adapters fit the base that they were trained on alone."
-        )
 
 
 def _candidates(section: MergeSection, job: _Job) -> Sequence[BaseWeights]:

@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from luthier.errors import ConfigError
 from luthier.models.loading import is_whole_model, load_model
 from luthier.models.quantization import quantization_section
 from luthier.stages.contract import StageInputs, StageResult
@@ -82,3 +83,14 @@ def without_adapter(
         return
     with model.disable_adapter():
         yield model
+
+
+def refuse_other_base(adapter: Artifact, base: Artifact, field: str) -> None:
+    """Raises ConfigError for an adapter, named in `field`, of another base than the run's."""
+    digests = {ref.digest: ref.ref for ref in adapter.manifest.inputs if ref.slot == "base"}
+    if base.digest not in digests:
+        [other] = digests.values() or ["another base"]
+        raise ConfigError(
+            f"{field}: {adapter.ref} was trained on {other}, which is not the base of this "
+            f"run ({base.ref}). Adapters fit the base that they were trained on alone."
+        )
