@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from luthier.errors import ModelError
-from luthier.models.adapter_updates import LowRank, adapter_updates
+from luthier.models.adapter_updates import adapter_updates
 from luthier.models.full_tuning import prepare_full, save_full
 from luthier.models.loading import is_whole_model, load_model
 from luthier.models.lora import LoraSection, attach, save_adapter
@@ -253,14 +253,3 @@ def test_full_fine_tuning_of_a_16_bit_base_is_float32(tiny_base: Path, tmp_path:
 def test_a_quantised_base_is_not_trained_in_full(tiny_base: Path) -> None:
     with pytest.raises(ModelError, match="quantised weights cannot be trained"):
         prepare_full(load_model(tiny_base, quantization="nf4"))
-
-
-@pytest.mark.parametrize("is_transposed", [False, True])
-def test_an_update_in_one_product_is_the_update(is_transposed: bool) -> None:
-    generator = torch.Generator().manual_seed(1)
-    a, b = (torch.randn(shape, generator=generator) for shape in ((3, 20), (12, 3)))
-    update = LowRank(a, b, 0.7, is_transposed=is_transposed)
-    rows = torch.randn(update.shape, generator=generator)[4:9]
-    delta = update.delta(4, rows, None)
-    assert torch.allclose(update.added_to(4, rows), rows + delta, atol=1e-6)
-    assert update.square(4, 9) == pytest.approx(float(delta.square().sum()), rel=1e-5)

@@ -10,7 +10,6 @@ trained whole and token embeddings replace the base's.
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,33 +91,10 @@ class LowRank:
             factor = self.magnitude[start:stop, None] / norm
         return (factor - 1) * rows + factor * delta
 
-    def added_to(self, start: int, rows: "Tensor") -> "Tensor":
-        """The float32 rows from `start` on with a plain LoRA's update, in one product."""
-        import torch
-
-        return torch.addmm(rows, self._left(start, start + rows.shape[0]), self._right)
-
-    def square(self, start: int, stop: int) -> float:
-        """Sum of squares of a plain LoRA's update of these rows, without making it: of L @ R it is
-        the sum of (L^T L) * (R R^T), element by element."""
-        left = self._left(start, stop)
-        return float((left.T @ left * self._gram).sum())
-
-    @cached_property
-    def _gram(self) -> "Tensor":
-        return self._right @ self._right.T
-
-    @cached_property
-    def _right(self) -> "Tensor":
-        return self.scale * self.b.T if self.is_transposed else self.a
-
-    def _left(self, start: int, stop: int) -> "Tensor":
-        if self.is_transposed:
-            return self.a[:, start:stop].T
-        return self.scale * self.b[start:stop]
-
     def _product(self, start: int, stop: int) -> "Tensor":
-        return self._left(start, stop) @ self._right
+        if self.is_transposed:
+            return self.a[:, start:stop].T @ (self.scale * self.b.T)
+        return (self.scale * self.b[start:stop]) @ self.a
 
 
 @dataclass(frozen=True)

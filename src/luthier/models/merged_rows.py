@@ -129,11 +129,6 @@ def _updated(
     tensor: MergedTensor, update: Update, start: int, stored: "Tensor", norms: "Tensor | None"
 ) -> _Piece:
     rows = stored.float()
-    if isinstance(update, LowRank) and update.magnitude is None and tensor.dtype != rows.dtype:
-        after = update.added_to(start, rows)
-        written = _cast(after, tensor)
-        square = update.square(start, start + rows.shape[0])
-        return _Piece(written, tensor.name, True, square, _rounding(written, after))
     match update:
         case LowRank():
             delta = update.delta(start, rows, norms)
@@ -162,13 +157,9 @@ def _counted(
     if written.dtype == after.dtype:
         error = _square(rows.sub(after).add_(delta))
     else:
-        error = _rounding(written, after)
+        # The rounding of float32 sums is nothing beside that of 16 bits.
+        error = _square(written.float().sub_(after))
     return _Piece(written, tensor.name, changed, _square(delta), error)
-
-
-def _rounding(written: "Tensor", after: "Tensor") -> float:
-    """Of the cast alone: that of float32 sums is nothing beside that of 16 bits."""
-    return _square(written.float().sub_(after))
 
 
 def _square(values: "Tensor") -> float:
