@@ -118,6 +118,15 @@ def test_a_score_lost_by_exactly_the_limit_passes() -> None:
     assert statuses(closeness_gates(worse, LIMITS["q8_0"]))["gguf-score"] == "fail"
 
 
+def test_a_loss_that_the_rows_cannot_tell_is_none() -> None:
+    lost = dataclasses.replace(PARITY, served_score=0.7, score_difference=(-0.25, 0.01))
+    (gate,) = (one for one in closeness_gates(lost, LIMITS["q8_0"]) if one.id == "gguf-score")
+    assert (gate.status, gate.measured) == ("pass", 0.0)
+    assert "cannot tell" in gate.detail
+    sure = dataclasses.replace(lost, score_difference=(-0.2, -0.01))
+    assert statuses(closeness_gates(sure, LIMITS["q8_0"]))["gguf-score"] == "fail"
+
+
 @pytest.mark.parametrize(
     ("gate", "changes"),
     [

@@ -57,12 +57,7 @@ def limits_for(quantization: GGUFType, **wanted: float | None) -> Limits:
 def closeness_gates(parity: QuantizationParity, limits: Limits) -> list[Gate]:
     """gguf-kl and gguf-tokens on single tokens, gguf-answers and gguf-score on whole answers."""
     what = f"{parity.quantization}: "
-    drop = round(parity.merged_score - parity.served_score, 9)
-    low, high = parity.score_difference or (0.0, 0.0)
-    scores = (
-        f"{what}{parity.answers_compared} probes, merged model {parity.merged_score:.4f}, served "
-        f"{parity.served_score:.4f}, 95 % interval of the change {low:+.4f} to {high:+.4f}"
-    )
+    drop, scores = _drop(parity)
     tokens = f"{what}{parity.positions_compared:,} tokens of the merged model's replies"
     equal = f"{what}{parity.answers_compared} probes, whole greedy answers equal to the merged's"
     return [
@@ -83,6 +78,22 @@ def closeness_gates(parity: QuantizationParity, limits: Limits) -> list[Gate]:
         check("gguf-answers", parity.answer_agreement, ">=", limits.min_greedy_agreement, equal),
         check("gguf-score", drop, "<=", limits.max_score_drop, scores),
     ]
+
+
+def _drop(parity: QuantizationParity) -> tuple[float, str]:
+    """The accuracy lost, 0 where the rows cannot tell that any was (F35), and how it is spelt."""
+    drop = round(parity.merged_score - parity.served_score, 9)
+    said = (
+        f"{parity.quantization}: {parity.answers_compared} probes, merged model "
+        f"{parity.merged_score:.4f}, served {parity.served_score:.4f}"
+    )
+    if parity.score_difference is None:
+        return drop, said
+    low, high = parity.score_difference
+    said += f", 95 % interval of the change {low:+.4f} to {high:+.4f}"
+    if drop > 0 and high >= 0:
+        return 0.0, f"{said}: these rows cannot tell that it is worse"
+    return drop, said
 
 
 def _known(value: float | None) -> float:
