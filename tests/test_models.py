@@ -122,6 +122,9 @@ def test_template_errors_are_the_users(tiny_base: Path) -> None:
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(ModelError, match="roles must alternate"):
         render(tokenizer, [{"role": "user", "content": "x"}], add_generation_prompt=True)
+    tokenizer.chat_template = "{% for tool in tools %}{{ tool }}{% endfor %}"
+    with pytest.raises(ModelError, match=r"refuses the roles user: .*not iterable"):
+        render(tokenizer, [{"role": "user", "content": "x"}], add_generation_prompt=True)
     tokenizer.chat_template = None
     with pytest.raises(ModelError, match="no chat template"):
         render(tokenizer, [{"role": "user", "content": "x"}], add_generation_prompt=True)

@@ -39,7 +39,8 @@ def render(
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
         )
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError, AttributeError) as error:
+        # What a template does with values that it did not expect, such as a loop over no tools.
         roles = ", ".join(message["role"] for message in messages)
         raise ModelError(f"The chat template refuses the roles {roles}: {error}") from error
     assert isinstance(text, str)
