@@ -11,13 +11,14 @@ from tempfile import TemporaryDirectory
 from luthier.errors import ServingError
 from luthier.models.libraries import quiet_libraries
 from luthier.models.sources import TOKENIZER_FILES
+from luthier.models.weights import INDEX_NAME
 from luthier.serving.bundle import HUB_FOLDER, README_NAME, RUN_NAME
-from luthier.serving.vllm import WEIGHTS_INDEX, copy_atomically
+from luthier.serving.vllm import copy_atomically
 from luthier.store.files import entries_below, temporary_path, write_atomically
 from luthier.store.keys import MEASURED_FOLDER
 
 ATTRIBUTES_NAME = ".gitattributes"
-_COPIED = (WEIGHTS_INDEX, "config.json", "generation_config.json", *TOKENIZER_FILES)
+_COPIED = (INDEX_NAME, "config.json", "generation_config.json", *TOKENIZER_FILES)
 _WEIGHTS = "*.safetensors"
 # The hub takes no larger file into plain git
 # (https://huggingface.co/docs/hub/repositories-getting-started, 2026-11).

@@ -9,7 +9,7 @@ from typing import Any
 from luthier.gates import Gate, check
 from luthier.models.loading import load_tokenizer
 from luthier.models.sources import TOKENIZER_FILES
-from luthier.models.weights import describe_weights
+from luthier.models.weights import INDEX_NAME, describe_weights
 from luthier.store.files import (
     fsync_file,
     fsync_folder,
@@ -18,7 +18,6 @@ from luthier.store.files import (
     write_atomically,
 )
 
-WEIGHTS_INDEX = "model.safetensors.index.json"
 SERVE_CONFIG = "serve.yaml"
 GENERATION_CONFIG = "generation_config.json"
 _REQUIRED = ("config.json", GENERATION_CONFIG, SERVE_CONFIG)
@@ -52,7 +51,7 @@ def write_folder(
         context_tokens: prompt and reply together, at most.
     """
     folder.mkdir(exist_ok=True)
-    for source in [*sorted(model.glob("*.safetensors")), *_existing(model, [WEIGHTS_INDEX])]:
+    for source in [*sorted(model.glob("*.safetensors")), *_existing(model, [INDEX_NAME])]:
         copy_atomically(source, folder / source.name)
     for source in _existing(tokenizer_folder(model, base), TOKENIZER_FILES):
         copy_atomically(source, folder / source.name)
@@ -204,18 +203,18 @@ def _weight_problems(folder: Path) -> Iterator[str]:
         yield "no weights (*.safetensors)"
     for name, shapes in tensors.items():
         yield from (f"{name}: {tensor} is empty" for tensor, shape in shapes.items() if 0 in shape)
-    if (folder / WEIGHTS_INDEX).exists():
+    if (folder / INDEX_NAME).exists():
         yield from _index_problems(folder, tensors)
     elif len(tensors) > 1:
-        yield f"several weight files but no {WEIGHTS_INDEX}"
+        yield f"several weight files but no {INDEX_NAME}"
 
 
 def _index_problems(
     folder: Path, tensors: Mapping[str, Mapping[str, tuple[int, ...]]]
 ) -> Iterator[str]:
-    for tensor, name in read_json(folder / WEIGHTS_INDEX).get("weight_map", {}).items():
+    for tensor, name in read_json(folder / INDEX_NAME).get("weight_map", {}).items():
         if tensor not in tensors.get(name, {}):
-            yield f"{WEIGHTS_INDEX}: {tensor} is not in {name}"
+            yield f"{INDEX_NAME}: {tensor} is not in {name}"
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
