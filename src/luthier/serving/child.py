@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from luthier.errors import ServingError
 from luthier.store.artifact import Workspace
@@ -70,8 +71,15 @@ def _running(
         env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment},
         start_new_session=True,  # Ctrl-C is ours to handle: it ends the step, not the child
     )
-    try:
+    with ended(process):
         yield process
+
+
+@contextmanager
+def ended(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """Kill a child at the end, whatever happened, and close its output."""
+    try:
+        yield
     finally:
         process.kill()
         process.wait()

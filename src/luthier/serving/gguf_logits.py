@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from luthier.errors import ServingError
+from luthier.serving.child import ended
 from luthier.serving.llama_server import default_threads
 
 if TYPE_CHECKING:
@@ -92,13 +93,8 @@ def _child(
             stderr=log,
             start_new_session=True,  # Ctrl-C is ours to handle
         )
-    try:
+    with ended(process):
         yield process
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
 
 
 def _read(child: subprocess.Popen[bytes], size_bytes: int, gguf_path: Path, log: Path) -> bytes:
