@@ -53,7 +53,7 @@ fix: install
 # Renew the lock: needs uv. One lock for Linux, macOS and Windows, Python 3.11 and 3.12.
 UV := uv pip compile --generate-hashes --no-header --quiet
 lock:
-	$(UV) pyproject.toml requirements/torch-needs.in --extra serving --extra trackers --extra harness --extra dev \
+	$(UV) pyproject.toml requirements/torch-needs.in --extra serving --extra trackers --extra harness --extra cluster --extra dev \
 		--universal --python-version 3.11 --override requirements/overrides.txt -o requirements/lock.txt
 	$(UV) requirements/smollm2.in --no-deps -o requirements/smollm2.txt
 	$(UV) requirements/converter.in --no-deps -o requirements/converter.txt
