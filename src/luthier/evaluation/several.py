@@ -76,7 +76,7 @@ def compare_several(contestants: Sequence[Contestant], *, alpha: float) -> Sever
     shared = [answer.id for answer in contestants[0].answers if all(answer.id in o for o in by_id)]
     if not shared:
         raise DataError(
-            f"{' and '.join(one.name for one in contestants)} have no test row in common. What is "
+            f"{' and '.join(one.name for one in contestants)} have no row in common. What is "
             "to be compared must be evaluated on the same rows."
         )
     _refuse_other_answers(contestants, by_id, shared)
