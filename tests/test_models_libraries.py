@@ -63,3 +63,20 @@ def test_nothing_that_is_not_used_is_compiled_by_importing() -> None:
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_who_imports_is_not_kept_in_memory() -> None:
+    """A model in a frame that imported torch.fx stayed for good, once frozen."""
+    code = (
+        "import gc, sys, weakref\n"
+        "from luthier.training.trainer import supervised_trainer_class\n"
+        "class Model: pass\n"
+        "def train():\n"
+        "    supervised_trainer_class()\n"
+        "    model = Model()\n"
+        "    return weakref.ref(model)\n"
+        "left = train()\n"
+        "gc.collect()\n"
+        "sys.exit(left() is not None)"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

@@ -62,6 +62,9 @@ def quick_imports() -> "Iterator[None]":
     finally:
         if was_on:
             if gc.get_freeze_count() == 0:
+                # torch 2.13 makes garbage (`fx.wrap`) that holds the frames of whoever imports it,
+                # and so the model that they train: frozen it would never go.
+                gc.collect()
                 gc.freeze()  # once: a full collection is quicker without all that was imported
             gc.enable()
 

@@ -1,11 +1,20 @@
 """Loading tokenizers and models from sealed folders: local files, safetensors, no remote code."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import ModelError
 from luthier.models.libraries import quick_imports, quiet_libraries
-from luthier.models.quantization import DType, Quantization, bitsandbytes_config, keep_layout
+from luthier.models.quantization import (
+    DType,
+    Quantization,
+    QuantizationSection,
+    bitsandbytes_config,
+    keep_layout,
+    quantization_section,
+)
+from luthier.models.shared_base import load_private, load_shared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,11 +81,14 @@ def load_model(
     adapter: Path | None = None,
     quantization: Quantization | None = None,
     device: str = "auto",
+    private: bool = False,
 ) -> "PreTrainedModel":
     """The causal language model of `folder`, in eval mode, with `adapter` on it when one is given.
 
     An `adapter` folder without adapter_config.json is a whole model, as full fine-tuning writes
-    it: that one is loaded. With `quantization` linear weights are kept in 4 or 8 bits.
+    it: that one is loaded. With `quantization` linear weights are kept in 4 or 8 bits. Within
+    `sharing_bases` weights can be in memory that others use later, unless `private`: for a caller
+    that trains them.
 
     Raises:
         ModelError: the folder does not hold a causal language model in safetensors, or the whole
@@ -87,30 +99,45 @@ def load_model(
             raise ModelError(
                 f"{adapter}: it was trained in full, on a base that is not quantised."
             )
-        folder, adapter = adapter, None
+        folder, adapter, private = adapter, None, True  # no other trial asks for it
     with quick_imports():
         quiet_libraries()
-        import torch
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM  # noqa: F401, `_load` finds it loaded
 
         if adapter is not None:
             from peft import PeftModel
 
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    place = _place(device)
+    section = None if quantization is None else quantization_section(quantization)
+    load = partial(_load, folder, dtype, section, place)
+    if private:
+        model = load_private(load)
+    else:
+        model = load_shared((folder.resolve(), dtype, repr(section), place), load)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(
+            model, str(adapter), torch_device=str(model.device), autocast_adapter_dtype=False
+        )
+    model.eval()
+    return model
+
+
+def _load(
+    folder: Path, dtype: DType, quantization: QuantizationSection | None, place: str | int
+) -> "PreTrainedModel":
+    """The model of a folder, without an adapter."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "device_map": {"": place}}
     if quantization is not None:
         options["quantization_config"] = bitsandbytes_config(quantization, dtype)
-    options["device_map"] = {"": _place(device)}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: the model does not load: {error}") from error
     if quantization is not None:
         keep_layout(model)
-    if adapter is not None:
-        model = PeftModel.from_pretrained(
-            model, str(adapter), torch_device=str(model.device), autocast_adapter_dtype=False
-        )
-    model.eval()
     return model

@@ -44,7 +44,7 @@ def make_model(job: TrainingJob, rows: "datasets.Dataset") -> "PreTrainedModel":
                 f"sft.start_from: {section.start_from} is an adapter, and sft.method: full trains "
                 "a whole model. Set sft.method: lora or qlora to go on with it."
             )
-        return prepare_full(load_model(job.base, dtype="float32", adapter=job.start))
+        return prepare_full(load_model(job.base, dtype="float32", adapter=job.start, private=True))
     quantization = section.quantization if section.method == "qlora" else None
     model = load_model(job.base, dtype=base_dtype(section), quantization=quantization)
     if job.start is None:
