@@ -160,13 +160,13 @@ class Runs:
     def _adapter(self) -> Path:
         method = self._fields.get("method", "lora")
         job = make_job(self._base, self._dataset, self._root / "sft", method=method, max_steps=4)
-        _join(_process(train_here, job))
+        join(child_process(train_here, job))
         return job.outputs
 
     def _parent(self, fields: dict[str, Any]) -> Path:
         """A checkpoint of another training to fork."""
         job = self._job("parent", {"epochs": EPOCHS} | fields, None)
-        _join(_process(train_here, job, signal_after=(FORK_STEP, signal.SIGTERM)))
+        join(child_process(train_here, job, signal_after=(FORK_STEP, signal.SIGTERM)))
         return checkpoint_folder(job.checkpoints, FORK_STEP)
 
     def ended(self, name: str) -> dict[str, Any]:
@@ -176,12 +176,12 @@ class Runs:
 
     def run(self, name: str) -> dict[str, Any]:
         """Train to the end; the result."""
-        _join(self.start(name))
+        join(self.start(name))
         return result(self._root / name)
 
     def start(self, name: str, **how: Any) -> ForkServerProcess:
         """Begin, or go on with, the training in folder `name`; `how` as `train_here`."""
-        return _process(train_here, self.job(name), **how)
+        return child_process(train_here, self.job(name), **how)
 
     def killed(self, name: str, rng: random.Random, kills: int | None = None) -> History:
         """One to three kills at random moments, or `kills`, then to the end."""
@@ -227,14 +227,14 @@ class Runs:
         stops = 0
         while True:
             asked = (signal.SIGTERM, signal.SIGINT)[stops % 2]
-            _join(self.start(name, signal_after=(1, asked)))
+            join(self.start(name, signal_after=(1, asked)))
             if self.ended(name)["outcome"] is not None:
                 return stops, result(self._root / name)
             stops += 1
 
     def stopped(self, name: str, step: int) -> Path:
         """A training that was asked to stop after a step; its folder."""
-        _join(self.start(name, signal_after=(step, signal.SIGTERM)))
+        join(self.start(name, signal_after=(step, signal.SIGTERM)))
         assert self.ended(name)["outcome"] is None
         return self._root / name
 
@@ -245,7 +245,7 @@ class Runs:
 
 def write_inputs(root: Path) -> tuple[Path, Path]:
     """(base, dataset) for every case."""
-    _join(_process(write_base, root / "base"))
+    join(child_process(write_base, root / "base"))
     write_pairs(root / "pairs", train=80)
     return root / "base", write_dataset(root / "dataset")
 
@@ -271,7 +271,9 @@ def _compared(found: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in UNCOMPARED}
 
 
-def _process(target: Callable[..., None], *arguments: Any, **options: Any) -> ForkServerProcess:
+def child_process(
+    target: Callable[..., None], *arguments: Any, **options: Any
+) -> ForkServerProcess:
     """A started child of the fork server."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training_preload"])
@@ -285,6 +287,6 @@ def _process(target: Callable[..., None], *arguments: Any, **options: Any) -> Fo
     return process
 
 
-def _join(process: ForkServerProcess) -> None:
+def join(process: ForkServerProcess) -> None:
     process.join()
     assert process.exitcode == 0, f"{process} failed; what it said stands above"

@@ -83,7 +83,7 @@ def test_rows_that_not_all_answered_are_left_out() -> None:
     assert (found.rows, found.left_out) == (50, 150)
     assert [one.correct for one in found.placed] == [40, 40]
     other = Contestant("other", answers([True] * 5, first=1000), 7, "z", 1.0)
-    with pytest.raises(DataError, match="long and other have no test row in common"):
+    with pytest.raises(DataError, match="long and other have no row in common"):
         compare_several([long, other], alpha=0.05)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from luthier.cli import call
 from luthier.evaluation.answers import Answer
 from luthier.evaluation.held_out_pairs import (
     HeldOutPair,
@@ -146,7 +147,7 @@ def test_full_fine_tuning_before_it_is_refused(project: Path) -> None:
 
 def test_the_test_split_is_asked(project: Path) -> None:
     preferences = project / steps_of((project / "first.json").read_text())["preferences"]["path"]
-    pairs = load_pairs(preferences)
+    pairs = load_pairs(preferences, "test")
     assert len(pairs) == 12
     assert [pair.is_to_be_refused for pair in pairs] == [
         pair.chosen.startswith("Sorry") for pair in pairs
@@ -211,3 +212,34 @@ def test_over_refusal_and_longer_answers_fail() -> None:
         "over-refusal": "fail",
         "length-bias": "fail",
     }
+
+
+def test_a_sweep_over_dpo_shares_the_sft_adapter(
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = Path(shutil.copytree(project, tmp_path / "swept"))
+    monkeypatch.chdir(folder)
+    config = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
+    config["sweep"] = {
+        "objective": {"metric": "evaluate.accuracy"},
+        "parameters": {"dpo.beta": {"choice": [0.05, 0.1]}},
+        "sampler": "grid",
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    before = {path.name: len(made_of(path)) for path in Path("artifacts").iterdir()}
+    assert call(["sweep", "run.yaml", "--json"]) == 0
+    state = json.loads(capsys.readouterr().out)
+    assert [trial["state"] for trial in state["trials"]] == ["done", "done"]
+    after = {path.name: len(made_of(path)) for path in Path("artifacts").iterdir()}
+    # 0.1 is the default, so that one was made before; both are evaluated on validation rows.
+    assert after["sft"] == before["sft"] == 1
+    assert after["dpo"] == before["dpo"] + 1
+    tested = 0 if state["winner"] == 1 else 1
+    assert after["evaluate"] == before["evaluate"] + 2 + tested
+
+
+def made_of(stage: Path) -> list[Path]:
+    return list(stage.glob("????????????????"))

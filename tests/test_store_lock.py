@@ -103,3 +103,18 @@ def test_two_processes_with_one_key_make_one_artifact(tmp_path: Path) -> None:
     assert [artifact.ref for artifact in store.artifacts()] == ["demo/dataset@v1"]
     assert len(store.versions()) == 1
     store.verify(make(store))
+
+
+def test_what_somebody_works_in_is_not_discarded(
+    tmp_path: Path, holder: "subprocess.Popen[str]"
+) -> None:
+    store = Store(tmp_path)
+    (store.scratch("prepare", KEY) / "half").write_text("work")
+    assert not store.discard("prepare", KEY)
+    assert store.has_workspace("prepare", KEY)
+    holder.kill()
+    holder.wait()
+    assert store.discard("prepare", KEY)
+    assert not store.has_workspace("prepare", KEY)
+    assert store.discard("prepare", KEY), "nothing is left, which is what was asked for"
+    assert make(store).path.is_dir()

@@ -19,11 +19,14 @@ SOURCE = ROOT / "src" / "luthier"
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 LAYERS = [
-    {"errors", "gates", "interrupts", "progress"},
+    {"errors", "gates", "interrupts", "progress", "watching"},
     {"config", "store"},
     {"advice", "data", "estimate", "models", "training", "evaluation", "serving"},
     {"stages"},
-    {"pipeline", "planning", "refusing", "forking", "foretelling", "costing", "promoting"},
+    {
+        *("pipeline", "planning", "refusing", "forking", "foretelling", "costing", "promoting"),
+        "sweeping",
+    },
     {"report"},
     {"cli", "commands"},
 ]
@@ -77,7 +80,7 @@ def test_help_loads_nothing_heavy() -> None:
         "light |= {'luthier.commands', 'luthier.commands.advise', 'luthier.commands.tagging'}\n"
         "light |= {'luthier.commands.cost', 'luthier.commands.options'}\n"
         "light |= {'luthier.commands.compare', 'luthier.commands.serving'}\n"
-        "light |= {'luthier.commands.uploading'}\n"
+        "light |= {'luthier.commands.uploading', 'luthier.commands.sweep'}\n"
         "own = {m for m in sys.modules if m.startswith('luthier.')}\n"
         "assert own <= light, own - light\n"
         "heavy = {'torch', 'transformers', 'datasets', 'peft', 'trl', 'pyarrow', 'scipy', 'numpy'"

@@ -19,8 +19,10 @@ from luthier.progress import Reporter
 from luthier.training.callbacks import Schedule, StageEvents, loss_is_real
 from luthier.training.checkpoints import checkpoint_folder, sealed_steps
 from luthier.training.job import TrainingJob
+from luthier.training.resuming import stop_reason
 from luthier.training.section import EarlyStoppingSection
-from training_cases import PREFIX, make_job, token_rows, write_dataset
+from luthier.watching import Watch
+from training_cases import PREFIX, Following, make_job, run_job, token_rows, write_dataset
 from training_watch import Watched, light_sessions, same, saved, watch
 
 __all__ = ["light_sessions"]
@@ -165,6 +167,46 @@ def test_state_outlives_a_stop(job: Callable[..., TrainingJob], steps: int) -> N
         assert facts(second)[name] == facts(expected)[name]
 
 
+def test_who_watches_is_told_every_validation_and_ends_it(
+    job: Callable[..., TrainingJob],
+) -> None:
+    """Ended at the very step, with a checkpoint; what goes on from it ends as a whole one."""
+    fields = {"early_stopping": None, "lora": {"r": 4, "alpha": 8, "dropout": 0.2}}
+    whole, parts = job("whole", **fields), job("parts", **fields)
+    follows, ends = Following(), Following(end_after=2)
+    assert run_job(whole, watch=follows) is not None
+    assert [progress for progress, _ in follows.seen] == [0.25, 0.5, 0.75, 1.0]
+    assert run_job(parts, watch=ends) is None
+    assert ends.seen == follows.seen[:2]
+    [step, *_] = sealed_steps(parts.checkpoints)
+    assert step == 4
+    assert stop_reason(checkpoint_folder(parts.checkpoints, step)) is None
+    second = watch(parts)
+    assert len(second.gradients) == 4
+    assert same(saved(parts), saved(whole))
+    assert facts(second)["stop_reason"] == "epochs done"
+
+
+def test_progress_is_the_share_that_was_asked_for(job: Callable[..., TrainingJob]) -> None:
+    fields = {"evaluate_every_steps": None, "early_stopping": None, "max_steps": 7}
+    follows = Following()
+    run_job(job("run", **fields, evaluate_every_fraction=0.3), watch=follows)
+    assert [progress for progress, _ in follows.seen] == [0.3, 0.6, 0.9, 1.0]
+
+
+def test_what_stops_early_does_so_whoever_watches(job: Callable[..., TrainingJob]) -> None:
+    """Ended at the same validation, it must not train on when it is run again."""
+    whole, ended = job("whole"), job("ended")
+    expected = watch(whole)
+    outcome = run_job(ended, watch=Following(end_after=3))
+    assert outcome is not None
+    assert outcome.facts["training"]["stop_reason"] == "early stopping"
+    again = watch(ended)
+    assert again.gradients == []
+    assert facts(again)["steps"] == facts(expected)["steps"] == 6
+    assert same(saved(ended), saved(whole))
+
+
 @pytest.mark.parametrize("fields", [{}, {"early_stopping": None, "epochs": 1}])
 def test_finished_checkpoint_is_not_trained_on(
     job: Callable[..., TrainingJob], fields: dict[str, Any]
@@ -230,6 +272,8 @@ def plain_loss(model: torch.nn.Module) -> float:
     ("fields", "expected"),
     [
         ({"evaluate_every_steps": 3}, [0, 3, 6, 8]),
+        ({"evaluate_every_fraction": 0.25}, [0, 2, 4, 6, 8]),
+        ({"evaluate_every_fraction": 0.4, "max_steps": 7}, [0, 3, 6, 7]),
         ({"epochs": 1.5}, [0, 4, 6]),
         ({"gradient_accumulation_steps": 2}, [0, 2, 4]),
         ({"epochs": 1, "gradient_accumulation_steps": 4}, [0, 1]),
@@ -264,22 +308,60 @@ def test_evaluation_changes_nothing_in_training(
     assert "overfit" not in gates(other)
 
 
-@pytest.mark.parametrize("field", ["early_stopping", "evaluate_every_steps"])
+@pytest.mark.parametrize(
+    "field", ["early_stopping", "evaluate_every_steps", "evaluate_every_fraction"]
+)
 def test_what_needs_validation_rows_is_refused_without(
     field: str, tiny_base: Path, tmp_path: Path
 ) -> None:
     blind = write_dataset(tmp_path / "blind", validation=0)
-    value: Any = {"patience": 1} if field == "early_stopping" else 2
+    value: Any = {"early_stopping": {"patience": 1}, "evaluate_every_steps": 2}.get(field, 0.5)
     with pytest.raises(DataError, match=rf"sft\.{field} needs validation rows"):
         watch(make_job(tiny_base, blind, tmp_path / "run", **{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("fraction", "last", "expected"),
+    [
+        (0.25, 8, [2, 4, 6, 8]),
+        (0.25, 10, [2, 5, 8, 10]),
+        (0.25, 3, [1, 2, 3]),
+        (0.1, 1000, [100 * part for part in range(1, 11)]),
+        (0.3, 10, [3, 6, 9, 10]),
+        (0.5, 1, [1]),
+        (0.02, 3, [1, 2, 3]),
+    ],
+)
+def test_shares_of_the_steps(fraction: float, last: int, expected: list[int]) -> None:
+    schedule = Schedule(True, evaluate_every_fraction=fraction)
+    steps = range(1, last + 1)
+    assert [step for step in steps if schedule.evaluates(step, 5, last)] == expected
+    blind = Schedule(False, evaluate_every_fraction=fraction)
+    assert not any(blind.evaluates(step, 5, last) for step in steps)
+
+
+def test_early_stopping_looks_at_shares_of_the_steps_too(
+    job: Callable[..., TrainingJob], curve: dict[int, float]
+) -> None:
+    """Patience ends 8 steps after the sixth; stopped between two evaluations and resumed."""
+    fields = {"evaluate_every_steps": None, "evaluate_every_fraction": 0.25}
+    asked = job("run", **fields)
+    assert watch(asked, stop_after(5)).outcome is None
+    seen = watch(asked)
+    found = facts(seen)
+    assert (found["stop_reason"], found["steps"], found["kept_step"]) == ("early stopping", 6, 2)
+    assert {step: loss for step, loss in seen.evaluations.items() if step} == {
+        step: curve[step] for step in (2, 4, 6)
+    }
 
 
 def test_a_loss_that_is_not_a_number_is_no_improvement() -> None:
     schedule = Schedule(True, early_stopping=EarlyStoppingSection(patience=3))
     with Reporter().task("training", 4) as task:
-        events = StageEvents(lambda: False, task, schedule, loss_is_real)
+        events = StageEvents(lambda: False, task, schedule, loss_is_real, Watch())
     counts = []
     for step, loss in enumerate([float("nan"), 2.0, float("inf"), 1.0], start=1):
-        events.on_evaluate(None, SimpleNamespace(global_step=step), None, {"eval_loss": loss})
+        state = SimpleNamespace(global_step=step, max_steps=4)
+        events.on_evaluate(None, state, SimpleNamespace(), {"eval_loss": loss})
         counts.append((events.lowest_loss, events.without_improvement))
     assert counts == [(None, 1), (2.0, 0), (2.0, 1), (1.0, 0)]

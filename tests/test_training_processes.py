@@ -15,12 +15,13 @@ from luthier.errors import ConfigError, DataError, GateError, ModelError
 from luthier.gates import check
 from luthier.progress import Reporter
 from luthier.stages.sft import STAGE
-from luthier.training.checkpoints import newest_intact, sealed_steps
+from luthier.training.checkpoints import checkpoint_folder, newest_intact, sealed_steps
 from luthier.training.job import Outcome, TrainingJob
 from luthier.training.launch import failure_of, train_in_processes
 from luthier.training.mailbox import Mailbox
+from luthier.training.resuming import stop_reason
 from process_cases import Watching, processes_of, ranks_at_work, wait_until
-from training_cases import make_job, run_job, write_dataset
+from training_cases import Following, make_job, run_job, write_dataset
 
 # 12 rows in batches of 3 are 2 steps an epoch of two processes: 8 steps.
 FIELDS: dict[str, Any] = {"processes": 2, "epochs": 4}
@@ -93,6 +94,20 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
     newest = newest_intact(job.checkpoints, reporter.say)
     assert newest is not None
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in newest.iterdir()}
+
+
+def test_who_watches_ends_both(tiny_base: Path, dataset: Path, tmp_path: Path) -> None:
+    """40 steps, and the word that ends them comes while the ranks go on."""
+    fields = FIELDS | {"epochs": 20, "evaluate_every_fraction": 0.1}
+    job = make_job(tiny_base, dataset, tmp_path, **fields)
+    follows = Following(end_after=2)
+    assert train_in_processes(job, Reporter(), lambda: False, follows) is None
+    assert [progress for progress, _ in follows.seen[:2]] == [0.1, 0.2]
+    assert processes_of(tmp_path) == {}
+    assert outputs(job) == []
+    step = sealed_steps(job.checkpoints)[0]
+    assert 8 <= step < 40
+    assert stop_reason(checkpoint_folder(job.checkpoints, step)) is None
 
 
 def test_ranks_end_when_their_starter_is_killed(

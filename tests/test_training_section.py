@@ -69,6 +69,10 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"warmup_steps": 3, "warmup_fraction": 0.1}, "give either warmup_steps or warmup_fraction"),
     ({"warmup_steps": 3, "max_steps": 3}, "warmup_steps must be less than max_steps"),
+    (
+        {"evaluate_every_steps": 3, "evaluate_every_fraction": 0.5},
+        "give either evaluate_every_steps or evaluate_every_fraction",
+    ),
     ({"max_steps": 3, "epochs": 2}, "give either max_steps or epochs"),
     ({"performance": {"packing": True}}, "packing needs batch_tokens, the length of a pack"),
     (
@@ -130,6 +134,7 @@ WSD, POLYNOMIAL = {"schedule": "warmup_stable_decay"}, {"schedule": "polynomial"
 # field: (what must be beside it, another value than its default)
 OTHER_VALUES: dict[str, tuple[dict[str, Any], Any]] = {
     "dtype": ({}, "bfloat16"),
+    "seed": ({}, 8),
     "learning_rate": ({}, 1e-3),
     "optimizer": ({}, "sgd"),
     "adam_beta1": ({}, 0.8),
@@ -153,6 +158,7 @@ OTHER_VALUES: dict[str, tuple[dict[str, Any], Any]] = {
     "neftune_noise_alpha": ({}, 5.0),
     "gradient_checkpointing": ({}, True),
     "evaluate_every_steps": ({}, 10),
+    "evaluate_every_fraction": ({}, 0.25),
     "early_stopping": ({}, EarlyStoppingSection()),
     "keep": ({}, "last"),
     "performance": ({}, PerformanceSection()),
@@ -170,6 +176,7 @@ OTHER_VALUES: dict[str, tuple[dict[str, Any], Any]] = {
 }
 # What changes when checkpoints are made, where numbers are shown, or is in the key otherwise.
 RESULT_FREE = {
+    "seed",
     "checkpoint_every_steps",
     "keep_checkpoints",
     "on_oom",

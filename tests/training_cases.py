@@ -11,6 +11,7 @@ import pyarrow.parquet as parquet
 from luthier.progress import Reporter
 from luthier.training.job import Outcome, TrainingJob
 from luthier.training.sft_section import SFTSection
+from luthier.watching import UNWATCHED, Watch
 
 PREFIX = list(range(100, 120))
 LIGHT: dict[str, Any] = {
@@ -75,8 +76,26 @@ def make_job(
     )
 
 
-def run_job(job: TrainingJob, asked_to_stop: Callable[[], bool] = lambda: False) -> Outcome | None:
+class Following(Watch):
+    """Keeps what it is told, and wants the end after so many validations; None: never."""
+
+    def __init__(self, end_after: int | None = None) -> None:
+        self.end_after, self.seen = end_after, list[tuple[float, float]]()
+
+    def validated(self, progress: float, loss: float) -> None:
+        self.seen.append((progress, loss))
+
+    @property
+    def wants_end(self) -> bool:
+        return self.end_after is not None and len(self.seen) >= self.end_after
+
+
+def run_job(
+    job: TrainingJob,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+    watch: Watch = UNWATCHED,
+) -> Outcome | None:
     """Train in this process, in silence."""
     from luthier.training.session import train
 
-    return train(job, Reporter(), asked_to_stop)
+    return train(job, Reporter(), asked_to_stop, watch)

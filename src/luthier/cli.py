@@ -23,6 +23,7 @@ from luthier.commands.options import (
     Until,
 )
 from luthier.commands.serving import serve, serve_check
+from luthier.commands.sweep import sweep
 from luthier.commands.tagging import promote, tag
 from luthier.commands.uploading import upload
 from luthier.errors import ConfigError, GateError, LuthierError
@@ -218,6 +219,7 @@ def schema() -> None:
 
 
 app.command("serve-check")(serve_check)
+app.add_typer(sweep, name="sweep")
 for _command in (compare, tag, promote, upload, advise, cost, serve):
     app.command()(_command)
 

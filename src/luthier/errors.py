@@ -37,3 +37,7 @@ class InterruptedRunError(LuthierError):
     """Stopped on request (SIGINT, SIGTERM); the same command continues where it stopped."""
 
     exit_code = 4
+
+
+class PrunedRunError(LuthierError):
+    """Ended by who watched it, as not worth going on: caught there, and never shown to a user."""

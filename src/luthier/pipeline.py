@@ -18,6 +18,8 @@ from luthier.progress import Reporter, reporter_for_stderr
 from luthier.stages import discover
 from luthier.stages.contract import Stage, StageInputs, StageResult
 from luthier.store import Artifact, ManifestDraft, Store, Workspace, note_recipe
+from luthier.sweeping.section import SweepSection
+from luthier.watching import Watch
 
 __all__ = [
     "Choices",
@@ -50,7 +52,9 @@ class Pipeline:
     reporter: Reporter = field(default_factory=Reporter)
     stop: StopFlag = field(default_factory=StopFlag)
     choices: Choices = field(default_factory=Choices)
-    _verified: set[str] = field(default_factory=set)
+    watch: Watch = field(default_factory=Watch)
+    # Keys of artifacts whose every byte was read; several pipelines of one process can share it.
+    verified: set[str] = field(default_factory=set)
 
     @cached_property
     def _planner(self) -> Planner:
@@ -67,6 +71,7 @@ class Pipeline:
             GateError: a stage's gate failed; later stages did not run.
             ConfigError: an interrupted run with checkpoints differs from what is asked now.
             InterruptedRunError: stopped on request; the same call goes on.
+            PrunedRunError: `watch` ended it; the same call without one goes on.
             LuthierError: a stage cannot work with its input.
         """
         done: list[DoneStep] = []
@@ -101,6 +106,18 @@ class Pipeline:
         """The artifacts that this config has already, by stage."""
         return {step.stage: step.artifact for step in self.plan() if step.artifact is not None}
 
+    def discard_unfinished(self, until: str) -> None:
+        """Delete what the first stage that is not done has made so far, and may go on with."""
+        made: dict[str, Artifact] = {}
+        for stage in self._planner.stages(until):
+            inputs, _ = self._planner.inputs(stage, made)
+            key = self._planner.ingredients(stage, inputs).recipe.key
+            found = self.store.find(key)
+            if found is None:
+                self.store.discard(stage.name, key)
+                return
+            made[stage.name] = found
+
     def _missing_inputs(self, name: str, missing: list[str]) -> str:
         path = self.config.path
         commands = ", then ".join(f"luthier {stage} {path}" for stage in missing)
@@ -127,16 +144,18 @@ class Pipeline:
 
     def _verify(self, artifact: Artifact) -> None:
         """Read every byte once in a pipeline's life."""
-        if artifact.key not in self._verified:
+        if artifact.key not in self.verified:
             self.store.verify(artifact)
-            self._verified.add(artifact.key)
+            self.verified.add(artifact.key)
 
     def _make(self, stage: Stage[Any], ingredients: Ingredients, planned: PlannedStep) -> Artifact:
         self.reporter.say(f"{stage.name}: {stage.summary} ({'; '.join(planned.reasons[:3])})")
         for artifact in ingredients.inputs.values():
             self._verify(artifact)
         key = ingredients.recipe.key
-        with self.store.workspace(stage.name, key, self.reporter, self.stop) as workspace:
+        with self.store.workspace(
+            stage.name, key, self.reporter, self.stop, self.watch
+        ) as workspace:
             made_meanwhile = self.store.find(key)
             if made_meanwhile is not None:
                 return made_meanwhile
@@ -149,7 +168,8 @@ class Pipeline:
         fork, parent = None, None
         if ingredients.fork is not None:
             fork, parent = open_fork(ingredients.fork, stage, workspace, recipe, self.store)
-        inputs = StageInputs(self.config.name, self.config.seed, ingredients.inputs, fork)
+        seed = self.config.seed_of(stage.name)
+        inputs = StageInputs(self.config.name, seed, ingredients.inputs, fork)
         result: StageResult = stage.run(section, inputs, workspace)
         gc.collect()
         return self.store.seal(
@@ -172,8 +192,8 @@ class Pipeline:
             return
         lines = "\n".join(f"  {spell(gate)}" for gate in failed)
         raise GateError(
-            f"{stage.name}: {len(failed)} gate{'s' if len(failed) > 1 else ''} failed; nothing is "
-            f"built on {ref}.\n{lines}\n"
+            f"{stage.name}: {' and '.join(gate.id for gate in failed)} failed; nothing is built "
+            f"on {ref}.\n{lines}\n"
             f"Look at it with: luthier show {ref}\n"
             "To go on all the same, lower the gate in the config, which every manifest will keep: "
             f"gates: {{{failed[0].id}: warn}}"
@@ -191,7 +211,8 @@ def _said(stage: Stage[Any], state: StepState, ref: str, seconds: float, gates: 
 
 def all_sections() -> dict[str, type[Section]]:
     """Every section that a run config may have: of the stages, and those that are no stage."""
-    return {name: stage.section for name, stage in discover().items()} | {"cost": CostSection}
+    stages = {name: stage.section for name, stage in discover().items()}
+    return stages | {"cost": CostSection, "sweep": SweepSection}
 
 
 def load_run(path: str, overrides: list[str]) -> RunConfig:

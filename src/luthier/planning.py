@@ -9,7 +9,12 @@ from luthier.config import RunConfig
 from luthier.errors import ConfigError, StoreError
 from luthier.forking import FORK_FIELD, ForkPoint, find_conflict, find_fork, parent_changes
 from luthier.progress import Reporter
-from luthier.refusing import refuse_architecture, refuse_full, refuse_unexportable
+from luthier.refusing import (
+    refuse_architecture,
+    refuse_full,
+    refuse_unexportable,
+    refuse_unjudged,
+)
 from luthier.stages import discover
 from luthier.stages.contract import Slot, Stage, named_by
 from luthier.store import (
@@ -103,10 +108,12 @@ class Planner:
         for stage in chosen:
             stage.check(self.config.sections[stage.name], self._filled(stage))
             stage.files(self.config.sections[stage.name])
-        if "export" in [stage.name for stage in chosen]:
+        chosen_names = [stage.name for stage in chosen]
+        if "export" in chosen_names:
             refuse_unexportable(self.config)
-        if "dpo" in [stage.name for stage in chosen]:
+        if "dpo" in chosen_names:
             refuse_full(self.config)
+        refuse_unjudged(self.config, chosen_names)
         return chosen
 
     def plan(self, until: str | None = None) -> list[PlannedStep]:
@@ -141,7 +148,7 @@ class Planner:
             if named:
                 inputs |= named
                 continue
-            tagged = self._tagged(slot, inputs)
+            tagged = self._tagged(stage, slot, inputs)
             if tagged is not None:
                 inputs[slot.name] = tagged
             maker = self._maker(slot)
@@ -165,7 +172,7 @@ class Planner:
             | ({FORK_FIELD: fork.ingredient} if fork else {}),
             inputs={slot: artifact.digest for slot, artifact in inputs.items()},
             files=hash_files(stage.files(section)),
-            seed=self.config.seed if stage.uses_seed else None,
+            seed=self.config.seed_of(stage.name) if stage.uses_seed else None,
             packages=package_versions((*stage.packages, *stage.optional_packages(section))),
         )
         recipe = Recipe(
@@ -243,10 +250,16 @@ class Planner:
             return None
         return next((name for name in slot.stages if name in self.config.sections), None)
 
-    def _tagged(self, slot: Slot, inputs: Mapping[str, Artifact]) -> Artifact | None:
+    def _tagged(
+        self, stage: Stage[Any], slot: Slot, inputs: Mapping[str, Artifact]
+    ) -> Artifact | None:
         """What the slot's tag names, unless it is what this run made."""
         if slot.tag is None:
             return None
+        if slot.tag_where is not None:
+            field, value = slot.tag_where
+            if getattr(self.config.sections[stage.name], field) != value:
+                return None
         try:
             found = self.store.tagged(self.config.name, slot.kind, slot.tag)
         except StoreError as error:

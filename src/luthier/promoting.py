@@ -48,7 +48,8 @@ def promote(store: Store, text: str, tag: str) -> Promotion:
 
 def newest_evaluation(store: Store, made: Artifact) -> Artifact | None:
     """The newest verdict on what is served, a model or a bundle, else that on the adapter it was
-    merged from, or that it is; none in which it was only compared with."""
+    merged from, or that it is; none in which it was only compared with, and none on validation
+    rows, by which candidates are chosen."""
     adapter = next((ref.digest for ref in made.manifest.inputs if ref.slot == "adapter"), None)
     if made.kind == "adapter":
         adapter = made.digest
@@ -57,6 +58,8 @@ def newest_evaluation(store: Store, made: Artifact) -> Artifact | None:
     for stage in _JUDGES:
         slot, digest = wanted[stage]
         for artifact in found:
+            if artifact.manifest.key_fields.get("split", "test") != "test":
+                continue
             inputs = {ref.slot: ref.digest for ref in artifact.manifest.inputs}
             if artifact.manifest.stage == stage and digest and inputs.get(slot) == digest:
                 return artifact

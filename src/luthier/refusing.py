@@ -1,10 +1,12 @@
 """What a run config asks for in vain, said before anything is trained."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from luthier.config import RunConfig
 from luthier.errors import ConfigError
+from luthier.evaluation.section import EvaluateSection
 from luthier.serving.export_section import ExportSection
 from luthier.serving.lint import refusals, unexportable
 from luthier.training.sft_section import SFTSection
@@ -35,6 +37,20 @@ def refuse_full(config: RunConfig) -> None:
         raise ConfigError(
             f"{config.path}: dpo goes on with an adapter, and sft.method: full makes a "
             "whole model. Set sft.method: lora or qlora."
+        )
+
+
+def refuse_unjudged(config: RunConfig, stages: Sequence[str]) -> None:
+    """Raises ConfigError where what is merged or served was only looked at on validation rows."""
+    evaluate = config.sections.get("evaluate")
+    if not isinstance(evaluate, EvaluateSection) or evaluate.split == "test":
+        return
+    served = [stage for stage in stages if stage in ("merge", "export", "accept")]
+    if served:
+        raise ConfigError(
+            f"{config.path}: evaluate.split: {evaluate.split} is for choosing between candidates; "
+            f"{' and '.join(served)} come after the test rows were answered. Set evaluate.split: "
+            f"test, or stop before: luthier run {config.path} --until evaluate"
         )
 
 

@@ -37,6 +37,11 @@ class RunConfig:
     overrides: tuple[str, ...]
     sections: Mapping[str, Section]
 
+    def seed_of(self, stage: str) -> int:
+        """The seed that a stage works with: its section's own, else the run's."""
+        own: int | None = getattr(self.sections[stage], "seed", None)
+        return self.seed if own is None else own
+
     def resolved(self) -> dict[str, Any]:
         """The whole config as JSON values, defaults filled in."""
         sections = {name: one.model_dump(mode="json") for name, one in self.sections.items()}

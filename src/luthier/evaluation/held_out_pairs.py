@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.data.dataset import load_split, split_files
+from luthier.data.rows import Split
 from luthier.data.spool import message_from
 from luthier.evaluation.answers import Answer
 from luthier.evaluation.refusals import is_refusal
@@ -78,10 +79,10 @@ class Behaviour:
     mean_tokens: float
 
 
-def load_pairs(preferences: Path) -> list[HeldOutPair]:
-    """The pairs of the test split; where there is none, those of the validation split."""
-    split = "test" if split_files(preferences, "test") else "validation"
-    return [_pair(record) for record in load_split(preferences, split).to_list()]  # type: ignore[arg-type]
+def load_pairs(preferences: Path, split: Split) -> list[HeldOutPair]:
+    """The pairs of a split; where there is none such, those of the validation split."""
+    found: Split = split if split_files(preferences, split) else "validation"
+    return [_pair(record) for record in load_split(preferences, found).to_list()]
 
 
 def _pair(record: Mapping[str, Any]) -> HeldOutPair:
@@ -111,7 +112,7 @@ def behaviour(
     tokens: Sequence[int],
 ) -> Behaviour:
     """Of one system: its answers to the pairs' prompts and their lengths in tokens, and to the
-    task's test rows."""
+    task's rows."""
     refusals = [is_refusal(answer.answer) for answer in answers]
     asked = list(zip(pairs, refusals, strict=True))
     return Behaviour(

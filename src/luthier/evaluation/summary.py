@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from luthier.data.rows import Split
 from luthier.data.summary import DatasetInfo
 from luthier.errors import DataError
 from luthier.evaluation.answers import Answer
@@ -23,8 +24,10 @@ def summarize(
     seed: int,
     only_to_compare: Collection[str] = (),
     json_schema: str | None = None,
+    *,
+    split: Split = "test",
 ) -> dict[str, Any]:
-    """The part of evaluation.json that every evaluation has.
+    """The part of evaluation.json that every evaluation has; `answers` are to rows of `split`.
 
     `best_system` has the highest primary metric; of equal ones the first. It is none of those
     that are `only_to_compare`. `json_schema`: see `Answered`.
@@ -40,7 +43,7 @@ def summarize(
     }
     return {
         "task": info.task,
-        "split": "test",
+        "split": split,
         "rows": len(next(iter(answers.values()))),
         "primary_metric": primary,
         "best_system": max(

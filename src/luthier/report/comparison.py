@@ -29,12 +29,18 @@ class Compared:
     """What was compared, how it came out, and what in their making differs from the first."""
 
     metric: str
+    split: str
     several: "Several"
     differences: Mapping[str, Sequence[str]]
 
     def as_json(self) -> dict[str, Any]:
         """JSON values."""
-        return {"metric": self.metric, **asdict(self.several), "differences": self.differences}
+        return {
+            "metric": self.metric,
+            "split": self.split,
+            **asdict(self.several),
+            "differences": self.differences,
+        }
 
 
 def compare_versions(store: "Store", references: Sequence[str], system: str | None) -> Compared:
@@ -58,7 +64,7 @@ def compare_versions(store: "Store", references: Sequence[str], system: str | No
         )
     find = cache(store.find)
     measured = [_measured(artifact, find, system) for artifact in found]
-    metrics = {metric for metric, _ in measured}
+    metrics = {one.metric for one in measured}
     if len(metrics) > 1:
         raise StoreError(
             f"These are of several tasks, measured by {' and '.join(sorted(metrics))}. Compare "
@@ -67,7 +73,8 @@ def compare_versions(store: "Store", references: Sequence[str], system: str | No
     first = found[0].manifest
     return Compared(
         metric=metric_word(metrics.pop()),
-        several=compare_several([one for _, one in measured], alpha=_ALPHA),
+        split=measured[0].split,
+        several=compare_several([one.contestant for one in measured], alpha=_ALPHA),
         differences={
             one.ref: ancestral_differences(first, one.manifest, find) for one in found[1:]
         },
@@ -75,14 +82,14 @@ def compare_versions(store: "Store", references: Sequence[str], system: str | No
 
 
 def _evaluations(store: "Store", text: str) -> "list[Artifact]":
-    """The evaluations that a user means, the oldest first."""
+    """The evaluations that a user means, the oldest first; of a run those on test rows, if any."""
     named = [version for version in store.versions() if version.name == text]
     if named:
         found = [store.find(version.key) for version in named if version.kind == "evaluation"]
         made = [one for one in found if one is not None and one.manifest.stage == _STAGE]
         if not made:
             raise StoreError(f"{text} was never evaluated. Run its config's stage evaluate.")
-        return made
+        return [one for one in made if _split(one) == "test"] or made
     artifact = store.resolve(text)
     if artifact.kind == "evaluation":
         return [artifact]
@@ -96,8 +103,21 @@ def _evaluations(store: "Store", text: str) -> "list[Artifact]":
     )
 
 
-def _measured(artifact: "Artifact", find: "Find", system: str | None) -> "tuple[str, Contestant]":
-    """The first metric of its task, and what it answered."""
+def _split(evaluation: "Artifact") -> str:
+    return str(evaluation.manifest.key_fields.get("split", "test"))
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """An evaluation: the first metric of its task, whose rows were asked, the answers."""
+
+    metric: str
+    split: str
+    contestant: "Contestant"
+
+
+def _measured(artifact: "Artifact", find: "Find", system: str | None) -> _Measured:
+    """What one system of an evaluation answered."""
     from luthier.errors import DataError
     from luthier.evaluation.answers import read_answers
     from luthier.evaluation.several import Contestant
@@ -111,13 +131,14 @@ def _measured(artifact: "Artifact", find: "Find", system: str | None) -> "tuple[
         raise DataError(f"{artifact.ref} has no system {name}. It has {known}.")
     metric = summary["primary_metric"]
     seeds = seeds_of(artifact.manifest, find)
-    return metric, Contestant(
+    contestant = Contestant(
         name=artifact.ref,
         answers=answers[name],
         seed=seeds[0] if len(seeds) == 1 else None,
         made_by=f"{name} {seedless_digest(artifact.manifest, find)}",
         score=summary["systems"][name]["metrics"][metric],
     )
+    return _Measured(metric, _split(artifact), contestant)
 
 
 def seeds_beside(store: "Store", evaluation: "Artifact") -> "SeedGroup | None":
@@ -134,7 +155,7 @@ def seeds_beside(store: "Store", evaluation: "Artifact") -> "SeedGroup | None":
         if one.manifest.stage == evaluation.manifest.stage
         and seedless_digest(one.manifest, find) == wanted
     ]
-    groups = group_seeds([_measured(one, find, None)[1] for one in alike])
+    groups = group_seeds([_measured(one, find, None).contestant for one in alike])
     return groups[0] if groups else None
 
 
@@ -143,7 +164,7 @@ def comparison_table(compared: Compared) -> None:
     several = compared.several
     with printing() as console:
         shared = _shared_name([one.name for one in several.placed])
-        console.print(_heading(several, shared))
+        console.print(_heading(compared, shared))
         console.print()
         _print_placed(console, compared, shared)
         if several.groups:
@@ -168,10 +189,11 @@ def _shared_name(refs: Sequence[str]) -> str:
     return names.pop() if len(names) == 1 else ""
 
 
-def _heading(several: "Several", shared: str) -> str:
+def _heading(compared: Compared, shared: str) -> str:
+    several = compared.several
     others = len(several.placed) - 1
     rows = f"{shared}: " if shared else ""
-    rows += f"{spelling.count(several.rows)} test rows that all answered"
+    rows += f"{spelling.count(several.rows)} {compared.split} rows that all answered"
     if several.left_out:
         rows += f", {spelling.count(several.left_out)} left out"
     corrected = f"; p-values allow for {others} comparisons (Holm)" if others > 1 else ""

@@ -10,6 +10,7 @@ from luthier.report.scores import Scores
 from luthier.store import Artifact
 
 if TYPE_CHECKING:
+    from luthier.data.rows import Split
     from luthier.evaluation.answers import Answer
 
 SHOWN_ANSWERS = 10
@@ -49,7 +50,7 @@ def wrong_answers(artifacts: Mapping[str, Artifact], scores: Scores) -> WrongAns
     by_pair = bool(scores.classes)
     alike = Counter(_pair(answer) for answer in wrong)
     chosen = _varied(wrong, alike)[:SHOWN_ANSWERS] if by_pair else wrong[:SHOWN_ANSWERS]
-    texts = _texts(artifacts["prepare"], chosen) if "prepare" in artifacts else {}
+    texts = _texts(artifacts["prepare"], chosen, scores.split) if "prepare" in artifacts else {}
     rows = [
         WrongAnswer(
             text=_short(texts.get(answer.id, answer.id)),
@@ -86,13 +87,13 @@ def _varied(
     return [wrong[i] for i in order]
 
 
-def _texts(dataset: Artifact, answers: "Sequence[Answer]") -> dict[str, str]:
+def _texts(dataset: Artifact, answers: "Sequence[Answer]", split: "Split") -> dict[str, str]:
     """What was asked, by row id: the conversation before the reply, without its system message."""
     import pyarrow.parquet as pq
 
     ids = [answer.id for answer in answers]
     texts: dict[str, str] = {}
-    for path in split_files(dataset.path, "test"):
+    for path in split_files(dataset.path, split):
         table = pq.read_table(path, columns=["id", "messages"], filters=[("id", "in", ids)])
         texts |= {row["id"]: _asked(row["messages"]) for row in table.to_pylist()}
     return texts

@@ -1,6 +1,5 @@
 """The HTML page of a run: one file without a single request to a network."""
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +62,7 @@ def write_report(config: RunConfig, artifacts: Mapping[str, Artifact], store: St
         stages=[_stage(stage, artifact) for stage, artifact in artifacts.items()],
         lineage=unfold(store.lineage(list(artifacts.values())[-1])),
         environments=_environments(artifacts),
-        config=_yaml(config.resolved()),
+        config=yaml_text(config.resolved()),
         commands=_commands(config),
         plotly=plotly_source() if plots else "",
     )
@@ -143,7 +142,8 @@ def _environments(artifacts: Mapping[str, Artifact]) -> list[tuple[str, list[tup
     return [(", ".join(stages), facts) for stages, facts in found]
 
 
-def _yaml(values: Mapping[str, Any]) -> str:
+def yaml_text(values: Mapping[str, Any]) -> str:
+    """A config as YAML, for a page to show."""
     import yaml
 
     return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=88)
@@ -151,5 +151,7 @@ def _yaml(values: Mapping[str, Any]) -> str:
 
 def _commands(config: RunConfig) -> list[str]:
     """What makes all this again, and what checks it."""
-    overrides = "".join(f" --set {shlex.quote(text)}" for text in config.overrides)
-    return [f"luthier run {shlex.quote(str(config.path))}{overrides}", "luthier verify --all"]
+    return [
+        f"luthier run {spelling.config_arguments(config.path, config.overrides)}",
+        "luthier verify --all",
+    ]

@@ -57,7 +57,7 @@ def scores_plot(systems: Sequence[SystemScore], metric: str) -> Plot | None:
         return None
     bars = go.Bar(
         x=[100 * score.score for score in systems],
-        y=[f"{_text(score.title)}<br><b>{100 * score.score:.1f} %</b>" for score in systems],
+        y=[f"{plot_text(score.title)}<br><b>{100 * score.score:.1f} %</b>" for score in systems],
         orientation="h",
         marker={"color": [_ROLE_COLOURS[score.role] for score in systems]},
         error_x={
@@ -198,7 +198,7 @@ def _named(labels: Sequence[str]) -> dict[str, Any]:
     """Ticks by place, since two shortened labels can look alike."""
     return {
         "tickvals": list(range(len(labels))),
-        "ticktext": [_text(label) for label in labels],
+        "ticktext": [plot_text(label) for label in labels],
         "showgrid": False,
         "ticks": "",
     }
@@ -207,7 +207,8 @@ def _named(labels: Sequence[str]) -> dict[str, Any]:
 def _cells_in_words(confusion: Confusion) -> list[list[str]]:
     return [
         [
-            f"expected {_text(expected)}, answered {_text(answered)}: {cell} of {sum(line)} rows"
+            f"expected {plot_text(expected)}, answered {plot_text(answered)}: "
+            f"{cell} of {sum(line)} rows"
             for answered, cell in zip(confusion.columns, line, strict=True)
         ]
         for expected, line in zip(confusion.labels, confusion.counts, strict=True)
@@ -256,6 +257,7 @@ def _bin_in_words(place: int) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _text(text: str) -> str:
+def plot_text(text: str) -> str:
+    """A user's text, shortened, as plotly shows it and does not obey it."""
     shown = text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1]}…"
     return html.escape(shown, quote=False)  # plotly does not know &quot;

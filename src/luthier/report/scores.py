@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from luthier.store import Artifact
 
 if TYPE_CHECKING:
+    from luthier.data.rows import Split
     from luthier.evaluation.shipping import ShipVerdict
     from luthier.evaluation.speed import Speed
 
@@ -100,7 +101,10 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Scores:
-    """All that the evaluations of a run hold. `tuned` names the system that was compared."""
+    """All that the evaluations of a run hold. `tuned` names the system that was compared.
+
+    `split`: whose rows the tuned model answered; on validation rows there is no verdict.
+    """
 
     metric: str
     systems: Sequence[SystemScore]
@@ -111,6 +115,7 @@ class Scores:
     tuned: str | None
     tuned_title: str
     ship: "ShipVerdict | None" = None
+    split: "Split" = "test"
 
 
 def metric_word(metric: str) -> str:
@@ -155,11 +160,13 @@ def read_scores(artifacts: Mapping[str, Artifact]) -> Scores:
             (read_verdict(found[stage]["ship"]) for stage in _JUDGES if _is_judged(found, stage)),
             None,
         ),
+        split=evaluation.get("split", "test"),
     )
 
 
 def _is_judged(found: Mapping[str, Any], stage: str) -> bool:
-    return bool(found.get(stage, {}).get("ship", {}).get("rules"))
+    one = found.get(stage, {})
+    return one.get("split", "test") == "test" and bool(one.get("ship", {}).get("rules"))
 
 
 def compared_system(evaluation: Mapping[str, Any]) -> str | None:

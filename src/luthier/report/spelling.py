@@ -1,6 +1,8 @@
 """How numbers are written for people. A missing number is written as a dash."""
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 NOTHING = "–"  # noqa: RUF001, a dash on purpose
@@ -132,3 +134,10 @@ def comparison_sign(comparison: str) -> str:
 def status_word(status: str) -> str:
     """The word beside a gate's colour."""
     return {"pass": "passed", "warn": "warned", "fail": "failed"}.get(status, status)
+
+
+def config_arguments(path: Path, overrides: Sequence[str]) -> str:
+    """A config and its `--set` on the command line, to paste into a shell."""
+    return " ".join(
+        [shlex.quote(str(path)), *(f"--set {shlex.quote(text)}" for text in overrides)]
+    )

@@ -113,6 +113,13 @@ def _measured(scores: Scores, ready: Mapping[str, int]) -> Verdict:
         spelling.percent(tuned.score),
         spelling.percent_interval(tuned.low, tuned.high),
     )
+    if scores.split != "test":
+        return Verdict(
+            "unsure",
+            "not compared",
+            f"The tuned model reaches {score} {scores.metric} (95 % interval {interval}) on "
+            f"{scores.split} rows, by which candidates are chosen; the test rows were not asked.",
+        )
     return Verdict(
         "unsure",
         "not compared",

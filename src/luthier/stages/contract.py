@@ -22,7 +22,8 @@ class Slot:
     see `named_by`. What names an artifact is `result_free`, since the artifact is in the key by
     its content.
     With `tag`, it is what that tag names of the run's own versions, where it is set and was not
-    made from this very adapter.
+    made from this very adapter. With `tag_where`, only where that field of the section has that
+    value.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Slot:
     field: str | None = None
     only_with: str | None = None
     tag: str | None = None
+    tag_where: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,10 @@ class Fork:
 
 @dataclass(frozen=True)
 class StageInputs:
-    """What a stage reads: the run's name and seed, and its verified input artifacts by slot.
+    """What a stage reads: the run's name, the seed, and its verified input artifacts by slot.
 
-    `fork` is only given to stages with `checkpoints`.
+    `seed` is the section's own where it has one, else the run's. `fork` is only given to stages
+    with `checkpoints`.
     """
 
     name: str

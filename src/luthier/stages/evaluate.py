@@ -1,17 +1,17 @@
-"""Stage `evaluate`: the tuned model on the test rows, against the best prompted baseline."""
+"""Stage `evaluate`: the tuned model on held-out rows, against the best prompted baseline."""
 
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from luthier.config import Field, Section, result_free
 from luthier.data.dataset import read_info, read_schema
-from luthier.evaluation.answers import Answer, Scoring, write_answers
+from luthier.data.rows import Split
+from luthier.errors import ConfigError
+from luthier.evaluation.answers import Answer, write_answers
 from luthier.evaluation.asking import Plan, ask, local_speed, longest_reply, usable_scoring
 from luthier.evaluation.before_after import ask_pairs, compare_task, describe_task, kept_gate
 from luthier.evaluation.engine import Asked
 from luthier.evaluation.general import General, GeneralLimits, Shown
-from luthier.evaluation.harness_section import HarnessSection
 from luthier.evaluation.held_out_pairs import (
     HeldOutPair,
     behaviour,
@@ -21,12 +21,10 @@ from luthier.evaluation.held_out_pairs import (
     summarise_pairs,
 )
 from luthier.evaluation.journal import Collected
-from luthier.evaluation.judging import JudgeSection
 from luthier.evaluation.production import NAME, ask_production
 from luthier.evaluation.prompts import label_tokens, trained_prompts
-from luthier.evaluation.retention import RetentionSection
 from luthier.evaluation.rows import load_rows
-from luthier.evaluation.shipping import ShipSection
+from luthier.evaluation.section import EvaluateSection
 from luthier.evaluation.slices import analyse_errors, write_errors
 from luthier.evaluation.speed import Speed, write_speeds
 from luthier.evaluation.summary import describe, headline, summarize, write_summary
@@ -44,71 +42,9 @@ _SYSTEM, _BEFORE = "tuned", "sft"
 _MARGIN_TOKENS = 4  # room for an answer that is longer than any it was taught
 
 
-class EvaluateSection(Section):
-    """The base with its adapter on the test rows."""
-
-    scoring: list[Scoring] = Field(
-        ["generation", "likelihood"],
-        min_length=1,
-        description="free answers, and for classification the likeliest label; "
-        "the first is what is compared with the baseline",
-    )
-    all_label_scores: bool = Field(
-        False,
-        description="score every label of a classification in full, also those that cannot be the "
-        "likeliest: slower, for rankings and thresholds of your own",
-    )
-    max_new_tokens: int | None = Field(
-        None, ge=1, description="of a free answer, stop token included; null: longest reply + 4"
-    )
-    retention: RetentionSection | None = Field(
-        None, description="what is left of what the base could do; null: not measured"
-    )
-    harness: HarnessSection | None = Field(
-        None, description="tasks of lm-evaluation-harness that must not be lost; null: none"
-    )
-    judge: JudgeSection | None = Field(
-        None, description="says which answer is better, the tuned model's or the best baseline's"
-    )
-    ship: ShipSection = Field(
-        default_factory=ShipSection, description="the rules by which the tuned model is shipped"
-    )
-    speed_rows: int = Field(
-        8,
-        ge=0,
-        description="test rows that are asked one at a time, for their seconds; 0: none",
-        json_schema_extra=result_free,
-    )
-    alpha: float = Field(
-        0.05, gt=0, lt=1, description="level of the paired test against the baseline"
-    )
-    limit_rows: int | None = Field(
-        None, ge=1, description="evaluate a sample of this many rows; as baseline.limit_rows"
-    )
-    max_task_drop: float = Field(
-        0.02,
-        ge=0,
-        le=1,
-        description="by how much dpo may lower the share of test rows answered as expected",
-    )
-    max_over_refusal: float = Field(
-        0.05,
-        ge=0,
-        le=1,
-        description="share of the held-out pairs' requests to be answered that dpo may have "
-        "refused",
-    )
-    max_length_growth: float = Field(
-        1.25,
-        gt=0,
-        description="how many times as long as before dpo, or as the chosen replies, the answers "
-        "to the held-out pairs' prompts may be",
-    )
-
-
 def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> StageResult:
-    """Answer every test row with the prompt of training; compare with the best baseline, and after
-    dpo with the adapter before it; say whether it is to be shipped."""
+    """Answer every row of the split with the prompt of training; compare with the best baseline,
+    and after dpo with the adapter before it; say whether it is to be shipped."""
     questions = _questions(section, inputs, workspace)
     plan = questions.plan
     asked = {
@@ -120,7 +56,7 @@ def run(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> 
     others = ask_production(production, plan, workspace)[0] if production else {}
     artifact = inputs.get("baseline")
     baseline = read_baseline(artifact.path) if artifact else None
-    summary = _summarise(asked, others, plan, inputs)
+    summary = _summarise(asked, others, plan, inputs, section.split)
     compared = asked[_SYSTEM].answers[f"{_SYSTEM}/{plan.scoring[0]}"]
     candidate = Candidate(
         name=compared[0].system,
@@ -171,18 +107,21 @@ def _summarise(
     others: dict[str, list[Answer]],
     plan: Plan,
     inputs: StageInputs,
+    split: Split,
 ) -> dict[str, Any]:
     """The metrics of every system; what was there before is only compared with."""
     answers = {name: one for found in asked.values() for name, one in found.answers.items()}
     before = asked[_BEFORE].answers if _BEFORE in asked else {}
     schema = read_schema(inputs["dataset"].path)
-    summary = summarize(plan.info, answers | others, inputs.seed, {**before, **others}, schema)
+    summary = summarize(
+        plan.info, answers | others, inputs.seed, {**before, **others}, schema, split=split
+    )
     return summary | {"reading": plan.reading, "max_new_tokens": plan.max_new_tokens}
 
 
 @dataclass(frozen=True)
 class _Questions:
-    """What the models are asked: the test rows, and perhaps held-out pairs and what is general."""
+    """What the models are asked: rows of the task, perhaps held-out pairs and what is general."""
 
     plan: Plan
     pairs: list[HeldOutPair]
@@ -192,7 +131,7 @@ class _Questions:
 
 @dataclass(frozen=True)
 class _Answered:
-    """What one adapter answered: the test rows, by system, and the held-out pairs' prompts;
+    """What one adapter answered: the rows, by system, and the held-out pairs' prompts;
     and what the base and the adapter can do of what was not tuned for."""
 
     answers: dict[str, list[Answer]]
@@ -210,7 +149,7 @@ class _Answered:
 def _questions(section: EvaluateSection, inputs: StageInputs, workspace: Workspace) -> _Questions:
     dataset = inputs["dataset"].path
     info = read_info(dataset)
-    rows = load_rows(dataset, "test", section.limit_rows, inputs.seed)
+    rows = load_rows(dataset, section.split, section.limit_rows, inputs.seed)
     plan = Plan(
         info=info,
         rows=rows,
@@ -223,7 +162,7 @@ def _questions(section: EvaluateSection, inputs: StageInputs, workspace: Workspa
     has_before = inputs.get("before") is not None
     return _Questions(
         plan,
-        pairs=load_pairs(preferences.path) if preferences and has_before else [],
+        pairs=load_pairs(preferences.path, section.split) if preferences and has_before else [],
         general=General(_general(section), inputs["base"].path, inputs.seed, workspace),
         speed_rows=section.speed_rows,
     )
@@ -294,6 +233,17 @@ def _general(section: EvaluateSection) -> GeneralLimits:
     return GeneralLimits(section.retention, section.harness)
 
 
+def _check(section: EvaluateSection, filled: frozenset[str]) -> None:
+    """What can be seen before training: rows that cannot be compared, what the harness lacks."""
+    if section.split != "test" and "baseline" in filled:
+        raise ConfigError(
+            f"evaluate.split: {section.split}: the baseline answered the test rows, and what "
+            "answered other rows cannot be compared with it. Leave out the section baseline, or "
+            "set evaluate.split: test."
+        )
+    _general(section).check()
+
+
 STAGE = Stage(
     name="evaluate",
     order=60,
@@ -302,14 +252,14 @@ STAGE = Stage(
     version=5,
     section=EvaluateSection,
     run=run,
-    check=lambda section, _filled: _general(section).check(),
+    check=_check,
     files=lambda section: _general(section).files(),
     slots=(
         Slot("base", "base", ("base",)),
         Slot("dataset", "dataset", ("prepare",)),
         Slot("adapter", "adapter", ("dpo", "sft")),
         Slot("before", "adapter", ("sft",), optional=True, only_with="dpo"),
-        Slot("production", "model", optional=True, tag="production"),
+        Slot("production", "model", optional=True, tag="production", tag_where=("split", "test")),
         Slot("preferences", "preferences", ("preferences",), optional=True, only_with="dpo"),
         Slot("baseline", "evaluation", ("baseline",), optional=True),
     ),

@@ -17,7 +17,9 @@ def run(section: SFTSection, inputs: StageInputs, workspace: Workspace) -> Stage
         section, inputs, workspace, rows=inputs["dataset"], start=inputs.get("start")
     )
     start_training = train if section.processes == 1 else train_in_processes
-    outcome = start_training(job, workspace.reporter, lambda: workspace.stop.requested)
+    outcome = start_training(
+        job, workspace.reporter, lambda: workspace.stop.requested, workspace.watch
+    )
     return training_result(outcome, workspace)
 
 

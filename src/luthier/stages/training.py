@@ -46,9 +46,11 @@ def training_result(outcome: Outcome | None, workspace: Workspace) -> StageResul
 
     Raises:
         InterruptedRunError: it was asked to stop.
+        PrunedRunError: who watches it ended it.
     """
     workspace.raise_if_stopped()
-    assert outcome is not None, "training ends early only when it is asked to"
+    workspace.watch.raise_if_ended()
+    assert outcome is not None, "training ends without an outcome only when asked"
     return StageResult(outcome.metrics, outcome.gates, outcome.facts, outcome.timings_seconds)
 
 

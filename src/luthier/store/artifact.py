@@ -6,6 +6,7 @@ from pathlib import Path
 from luthier.interrupts import StopFlag
 from luthier.progress import Reporter
 from luthier.store.manifest import ArtifactKind, Manifest
+from luthier.watching import Watch
 
 SCRATCH_NAME = "_scratch"
 SHARED_NAME = ".shared"  # stages' names do not begin with a dot
@@ -46,6 +47,7 @@ class Workspace:
     path: Path
     reporter: Reporter = field(default_factory=Reporter)
     stop: StopFlag = field(default_factory=StopFlag)
+    watch: Watch = field(default_factory=Watch)
 
     @property
     def scratch(self) -> Path:

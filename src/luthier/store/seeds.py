@@ -34,8 +34,11 @@ def seedless_digest(manifest: Manifest, find: Find) -> str:
 
 
 def seeds_of(manifest: Manifest, find: Find) -> list[int]:
-    """The seeds of an artifact and of all that it was made from, sorted; one where they agree."""
-    return sorted({one.seed for one in _ancestry(manifest, find).values() if one.seed is not None})
+    """The seeds by which the adapters that an artifact comes of were trained, sorted; where none
+    was, those of all that it comes of. One where they agree."""
+    made = list(_ancestry(manifest, find).values())
+    adapters = [one for one in made if one.kind == "adapter"]
+    return sorted({one.seed for one in adapters or made if one.seed is not None})
 
 
 def ancestral_differences(old: Manifest, new: Manifest, find: Find) -> list[str]:

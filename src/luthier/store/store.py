@@ -25,7 +25,8 @@ from luthier.store.refs import REFS_FOLDER, Version, assign_version, read_versio
 from luthier.store.resolving import Contents, resolve_text
 from luthier.store.sealing import open_workspace, seal_workspace
 from luthier.store.tags import TAGGED_PATTERN, Tagged, current_tags, read_tag, set_tag, tags_of
-from luthier.store.unfinished import Unfinished, read_unfinished
+from luthier.store.unfinished import Unfinished, discard_unfinished, read_unfinished
+from luthier.watching import UNWATCHED, Watch
 
 STORE_VARIABLE = "LUTHIER_STORE"
 DEFAULT_ROOT = Path("artifacts")
@@ -107,9 +108,19 @@ class Store:
         )
         return [workspace for workspace in found if workspace is not None]
 
+    def discard(self, stage: str, key: str) -> bool:
+        """Delete what an unfinished run of this key left; False while a process works there.
+
+        Raises:
+            StoreError: the disk refused.
+        """
+        partial = self._partial(stage, key)
+        with storage_errors(self.root):
+            return discard_unfinished(partial, partial.with_suffix(_LOCK_SUFFIX))
+
     @contextmanager
     def workspace(
-        self, stage: str, key: str, reporter: Reporter, stop: StopFlag
+        self, stage: str, key: str, reporter: Reporter, stop: StopFlag, watch: Watch = UNWATCHED
     ) -> Iterator[Workspace]:
         """Hold the key's lock and its workspace, new or left by an interrupted run.
 
@@ -125,7 +136,7 @@ class Store:
             sealed.parent.mkdir(parents=True, exist_ok=True)
             with locked(sealed.with_suffix(_LOCK_SUFFIX), reporter, stop):
                 open_workspace(partial, sealed)
-                yield Workspace(path=partial, reporter=reporter, stop=stop)
+                yield Workspace(path=partial, reporter=reporter, stop=stop, watch=watch)
 
     def seal(self, workspace: Workspace, draft: ManifestDraft) -> Artifact:
         """Turn the workspace into an artifact and give it its version.

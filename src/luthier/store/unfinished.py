@@ -1,5 +1,6 @@
 """Workspaces of runs that did not end: what each was for, and whether somebody works in it now."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,18 @@ def read_unfinished(partial: Path, lock: Path) -> Unfinished | None:
     except (OSError, ValueError):
         return None
     return Unfinished(recipe, partial, _is_held(lock))
+
+
+def discard_unfinished(partial: Path, lock: Path) -> bool:
+    """Delete a workspace, and whatever it holds; False while a living process has its lock."""
+    if not partial.exists():
+        return True
+    try:
+        with FileLock(lock, blocking=False):
+            shutil.rmtree(partial)
+    except Timeout:
+        return False
+    return True
 
 
 def _is_held(lock: Path) -> bool:

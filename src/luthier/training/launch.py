@@ -11,23 +11,31 @@ import os
 import selectors
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 from luthier.errors import LuthierError, ModelError
 from luthier.progress import Reporter, Task
 from luthier.training.job import Outcome, TrainingJob
-from luthier.training.mailbox import STOP_BYTE, Mailbox, spell_exit
+from luthier.training.mailbox import END_BYTE, STOP_BYTE, Mailbox, spell_exit
+from luthier.watching import UNWATCHED, Watch
 
 _LOOK_EVERY_SECONDS = 0.1
 _END_WITHIN_SECONDS = 10.0
 
+# What may be wished of the ranks: the byte that says so, and whether it is wished now.
+_Wishes = Mapping[bytes, Callable[[], bool]]
+
 
 def train_in_processes(
-    job: TrainingJob, reporter: Reporter, asked_to_stop: Callable[[], bool]
+    job: TrainingJob,
+    reporter: Reporter,
+    asked_to_stop: Callable[[], bool],
+    watch: Watch = UNWATCHED,
 ) -> Outcome | None:
-    """`session.train` in `job.section.processes` processes; None when it was asked to stop.
+    """`session.train` in `job.section.processes` processes; None when it was asked to stop or who
+    watches ended it.
 
     Two runs never write into the same workspace: the ranks of a run that died are waited for, and
     when this returns or raises, those that it started are gone.
@@ -40,15 +48,14 @@ def train_in_processes(
         return None
     mailbox.clear()
     mailbox.put_job(job)
-    exit_code = _run(mailbox, job.section.processes, _Shown(reporter), asked_to_stop)
+    wishes: _Wishes = {STOP_BYTE: asked_to_stop, END_BYTE: lambda: watch.wants_end}
+    exit_code = _run(mailbox, job.section.processes, _Shown(reporter, watch), wishes)
     if exit_code == 0 and mailbox.has_outcome():
         return mailbox.outcome()
     raise failure_of(mailbox, job.section.processes, exit_code)
 
 
-def _run(
-    mailbox: Mailbox, processes: int, shown: "_Shown", asked_to_stop: Callable[[], bool]
-) -> int:
+def _run(mailbox: Mailbox, processes: int, shown: "_Shown", wishes: _Wishes) -> int:
     """Start the ranks and wait for their end; the launcher's exit code."""
     with (
         mailbox.launch_log.open("wb") as log,
@@ -64,20 +71,18 @@ def _run(
         ) as launcher,
     ):
         try:
-            _follow(launcher, shown, asked_to_stop)
+            _follow(launcher, shown, wishes)
         finally:
             _end(launcher, mailbox)
             shown.close()
     return launcher.returncode
 
 
-def _follow(
-    launcher: "subprocess.Popen[bytes]", shown: "_Shown", asked_to_stop: Callable[[], bool]
-) -> None:
-    """Show progress and hand a stop on, until the launcher ends."""
+def _follow(launcher: "subprocess.Popen[bytes]", shown: "_Shown", wishes: _Wishes) -> None:
+    """Show progress and hand each wish on once, until the launcher ends."""
     assert launcher.stdin is not None
     assert launcher.stdout is not None
-    asked = False
+    waiting = dict(wishes)
     with selectors.DefaultSelector() as selector:
         selector.register(launcher.stdout, selectors.EVENT_READ)
         ended = False
@@ -91,10 +96,10 @@ def _follow(
                     selector.unregister(launcher.stdout)
                 if not ended:
                     break
-            if asked_to_stop() and not asked:
-                asked = True
+            for byte in [byte for byte, is_wished in waiting.items() if is_wished()]:
+                del waiting[byte]
                 with contextlib.suppress(BrokenPipeError):
-                    launcher.stdin.write(STOP_BYTE)
+                    launcher.stdin.write(byte)
 
 
 def _end(launcher: "subprocess.Popen[bytes]", mailbox: Mailbox) -> None:
@@ -134,10 +139,11 @@ def failure_of(mailbox: Mailbox, processes: int, exit_code: int) -> LuthierError
 
 
 class _Shown:
-    """Does to a reporter what rank 0 did to its own (`rank.py` writes the lines)."""
+    """Does to a reporter and to who watches what rank 0 did to its own (`rank.py` writes the
+    lines)."""
 
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
+    def __init__(self, reporter: Reporter, watch: Watch) -> None:
+        self._reporter, self._watch = reporter, watch
         self._tasks: list[tuple[ExitStack, Task]] = []
         self._rest = b""
 
@@ -166,6 +172,9 @@ class _Shown:
 
     def _resize(self, total: int, done: int) -> None:
         self._tasks[-1][1].resize(total, done)
+
+    def _validated(self, progress: float, loss: float) -> None:
+        self._watch.validated(progress, loss)
 
     def _close(self) -> None:
         self._tasks.pop()[0].close()

@@ -24,6 +24,8 @@ OUTCOME_NAME = "outcome.json"
 STOPPED = "stopped"
 # Written to the ranks' standard input: stop at this step's end.
 STOP_BYTE = b"s"
+# The same, as the wish of who watches.
+END_BYTE = b"e"
 _JOB_NAME = "job.json"
 _DEATHS_NAME = "deaths.json"
 _LOCK_NAME = "ranks.lock"
@@ -86,7 +88,7 @@ class Mailbox:
         return TrainingJob.model_validate_json((self.folder / _JOB_NAME).read_bytes())
 
     def put_outcome(self, outcome: Outcome | None) -> None:
-        """What rank 0 measured; None when training was asked to stop. NaN stays NaN."""
+        """What rank 0 measured; None when training was asked to end. NaN stays NaN."""
         values = None
         if outcome is not None:
             values = {

@@ -2,8 +2,8 @@
 
 accelerate's launcher starts it (see `spawn.py`). Its standard input is a pipe whose other end only
 the process that a person started holds: its end, for whatever reason, ends every rank at once, and
-a byte in it asks for a stop. Standard output of rank 0 carries progress; all else that a rank
-prints goes to its log.
+a byte in it asks for a stop, or for the end that who watches wants. Standard output of rank 0
+carries progress and validation losses; all else that a rank prints goes to its log.
 """
 
 import json
@@ -12,17 +12,21 @@ import select
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from luthier.progress import Reporter, Task
-from luthier.training.mailbox import STOP_BYTE, Mailbox
+from luthier.training.mailbox import END_BYTE, STOP_BYTE, Mailbox
+from luthier.watching import Watch
 
 _LIFELINE = 0  # file descriptors
 _PROGRESS = 1
 _ERRORS = 2
+
+# By the byte that the starter writes: set when it did.
+_Wishes = Mapping[bytes, threading.Event]
 
 
 def main() -> None:
@@ -30,9 +34,9 @@ def main() -> None:
     mailbox, rank = Mailbox(Path(sys.argv[1])), int(os.environ["RANK"])
     reporter = _own_streams(mailbox.log(rank), rank)
     with mailbox.rank_is_alive():
-        stop = _watch_starter(rank)
+        wishes = _watch_starter(rank)
         try:
-            _train(mailbox, rank, reporter, stop)
+            _train(mailbox, rank, reporter, wishes)
         except BaseException as error:  # noqa: BLE001, whatever it is, the starter must know it
             traceback.print_exc()
             mailbox.put_failure(rank, error)
@@ -41,7 +45,7 @@ def main() -> None:
             os._exit(getattr(error, "exit_code", 1))
 
 
-def _train(mailbox: Mailbox, rank: int, reporter: Reporter, stop: threading.Event) -> None:
+def _train(mailbox: Mailbox, rank: int, reporter: Reporter, wishes: _Wishes) -> None:
     import torch
     import torch.distributed as dist
     from accelerate import PartialState
@@ -51,7 +55,8 @@ def _train(mailbox: Mailbox, rank: int, reporter: Reporter, stop: threading.Even
 
     # Joins the process group and takes this rank's GPU; the trainer finds both as they are.
     PartialState(cpu=not torch.cuda.is_available())
-    outcome = train(mailbox.job(), reporter, agreed(stop.is_set))
+    stop, end = (agreed(wishes[byte].is_set) for byte in (STOP_BYTE, END_BYTE))
+    outcome = train(mailbox.job(), reporter, stop, _RelayedWatch(reporter, end))
     if rank == 0:
         mailbox.put_outcome(outcome)
     dist.barrier()
@@ -67,9 +72,9 @@ def _own_streams(log: Path, rank: int) -> Reporter:
     return _Relayed(progress) if rank == 0 else Reporter()
 
 
-def _watch_starter(rank: int) -> threading.Event:
-    """End this process when its starter ends; the event is set when the starter asks to stop."""
-    stop = threading.Event()
+def _watch_starter(rank: int) -> _Wishes:
+    """End this process when its starter ends; an event is set when the starter asks for it."""
+    wishes = {byte: threading.Event() for byte in (STOP_BYTE, END_BYTE)}
     lifeline = select.poll()
     # Each byte reaches one reader only, so only rank 0 reads; the end of the pipe reaches all.
     lifeline.register(_LIFELINE, select.POLLIN if rank == 0 else 0)
@@ -79,12 +84,13 @@ def _watch_starter(rank: int) -> threading.Event:
 
     def watch() -> None:
         while not _is_cut(lifeline.poll()):
-            if os.read(_LIFELINE, 1) == STOP_BYTE:
-                stop.set()
+            wish = wishes.get(os.read(_LIFELINE, 1))
+            if wish is not None:
+                wish.set()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    return stop
+    return wishes
 
 
 def _is_cut(events: list[tuple[int, int]]) -> bool:
@@ -127,6 +133,24 @@ class _RelayedTask:
     def resize(self, total: int, done: int = 0) -> None:
         """A new total."""
         self._reporter.send("resize", total, done)
+
+
+class _RelayedWatch(Watch):
+    """Rank 0's losses reach who watches; the end that they want is agreed by all ranks, so that
+    each must ask as often as the others."""
+
+    def __init__(self, reporter: Reporter, end: Callable[[], bool]) -> None:
+        self._reporter, self._end = reporter, end
+
+    def validated(self, progress: float, loss: float) -> None:
+        """A line, from rank 0."""
+        if isinstance(self._reporter, _Relayed):
+            self._reporter.send("validated", progress, loss)
+
+    @property
+    def wants_end(self) -> bool:
+        """Collective."""
+        return self._end()
 
 
 if __name__ == "__main__":

@@ -122,6 +122,14 @@ class TrainingSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="numerics of the frozen base; auto: bfloat16 on CUDA, float32 on a CPU"
     )
+    # Result-free because the seed itself is in the key, wherever it is said.
+    seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**32,
+        json_schema_extra=result_free,
+        description="of training alone: initial weights, order, dropout; null: the run's",
+    )
     learning_rate: float = Field(2e-4, gt=0, le=1, description="peak learning rate")
     optimizer: Optimizer = Field(
         "adamw_torch",
@@ -175,6 +183,13 @@ class TrainingSection(Section):
     )
     evaluate_every_steps: int | None = Field(
         None, ge=1, description="steps between validation losses; else after each epoch"
+    )
+    evaluate_every_fraction: float | None = Field(
+        None,
+        gt=0,
+        le=0.5,
+        description="validation loss after each such share of the steps; 0.25: after one, two and "
+        "three quarters, and at the end",
     )
     early_stopping: EarlyStoppingSection | None = Field(
         None, description="stop when the validation loss stops falling"
@@ -230,6 +245,8 @@ class TrainingSection(Section):
             raise ValueError("give either max_steps or epochs")
         if self.warmup_steps is not None and self.is_given("warmup_fraction"):
             raise ValueError("give either warmup_steps or warmup_fraction")
+        if self.evaluate_every_steps is not None and self.evaluate_every_fraction is not None:
+            raise ValueError("give either evaluate_every_steps or evaluate_every_fraction")
         return self
 
     @model_validator(mode="after")

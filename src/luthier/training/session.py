@@ -12,7 +12,7 @@ from luthier.models.loading import load_tokenizer, pick_device
 from luthier.models.lora import output_matrices, parameter_groups
 from luthier.progress import Reporter
 from luthier.training.arguments import trainer_arguments
-from luthier.training.callbacks import Schedule, stage_callback
+from luthier.training.callbacks import PASSING_REASONS, Schedule, stage_callback
 from luthier.training.checkpoints import (
     checkpoint_folder,
     checkpoint_step,
@@ -47,6 +47,7 @@ from luthier.training.shrinking import told_when_out_of_memory
 from luthier.training.supervised import supervised_objective
 from luthier.training.tracking import tracker_arguments, tracking_environment
 from luthier.training.trainer import make_trainer, supervised_trainer_class
+from luthier.watching import UNWATCHED, Watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -77,10 +78,13 @@ class _Trained:
 
 
 def train(
-    job: TrainingJob, reporter: Reporter, asked_to_stop: Callable[[], bool]
+    job: TrainingJob,
+    reporter: Reporter,
+    asked_to_stop: Callable[[], bool],
+    watch: Watch = UNWATCHED,
 ) -> Outcome | None:
-    """Train, or go on training, and write the adapter; None when it was asked to stop, and in
-    all of several processes but rank 0.
+    """Train, or go on training, and write the adapter; None when it was asked to stop or who
+    watches ended it, and in all of several processes but rank 0.
 
     Raises:
         ModelError: the base or the adapter cannot be used as the config says.
@@ -95,9 +99,9 @@ def train(
     model, objective = setting.model, setting.objective
     before = output_matrices(model)
     fused = speed_up(model) if setting.decisions.fused_lora.on else []
-    trained = _run(setting, reporter, asked_to_stop)
+    trained = _run(setting, asked_to_stop, watch)
     slow_down(model)
-    if trained.stop_reason == "asked to stop":
+    if trained.stop_reason in PASSING_REASONS:
         return None
     kept_step = trained.trainer.load_best() if job.section.keep == "best" else None
     if process_index() > 0:
@@ -179,7 +183,7 @@ def _set_up(
 
 def _check_validation(section: TrainingSection, rows: TrainingRows) -> None:
     """Raises DataError when the section asks for what only validation rows can give."""
-    for name in ("early_stopping", "evaluate_every_steps"):
+    for name in ("early_stopping", "evaluate_every_steps", "evaluate_every_fraction"):
         if rows.validation is None and getattr(section, name) is not None:
             raise DataError(
                 f"{section.stage_name}.{name} needs validation rows, and the dataset has none. "
@@ -188,20 +192,21 @@ def _check_validation(section: TrainingSection, rows: TrainingRows) -> None:
             )
 
 
-def _run(setting: _Setting, reporter: Reporter, asked_to_stop: Callable[[], bool]) -> _Trained:
+def _run(setting: _Setting, asked_to_stop: Callable[[], bool], watch: Watch) -> _Trained:
     """Train to the end, or to a requested stop."""
-    job, section = setting.job, setting.job.section
+    job, section, reporter = setting.job, setting.job.section, setting.reporter
     started_from = _starting_checkpoint(setting)
     resumed_at = checkpoint_step(started_from) if started_from else 0
     schedule = Schedule(
         setting.objective.rows.validation is not None,
         section.evaluate_every_steps,
+        section.evaluate_every_fraction,
         section.early_stopping,
     )
     seconds = setting.prediction.time.seconds if setting.prediction else None
     batch = section.per_device_batch_size or f"{section.batch_tokens} tokens"
     with tracking_environment(job), reporter.task("training", 0, "steps", seconds) as task:
-        callback = stage_callback(asked_to_stop, task, schedule, setting.objective.is_real)
+        callback = stage_callback(asked_to_stop, task, schedule, setting.objective.is_real, watch)
         trainer = _trainer(setting, callback, started_from)
         if started_from is not None:
             reporter.say(f"  resuming after step {resumed_at}")
