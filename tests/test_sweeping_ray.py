@@ -56,14 +56,16 @@ def busy_node(cluster: Any, folder: Path) -> Any:
     """A node that trains, and whose training has a checkpoint; not the head."""
     import psutil
 
-    for lock in folder.glob("artifacts/sft/*.owner"):
-        partial = lock.with_suffix(".partial")
-        if not any(partial.glob("_scratch/checkpoints/sealed-*")):
+    for owner in folder.glob("artifacts/sft/*.owner"):
+        if not any(owner.with_suffix(".partial").glob("_scratch/checkpoints/sealed-*")):
             continue
-        worker = psutil.Process(json.loads(lock.read_text())["pid"])
+        try:
+            worker = psutil.Process(json.loads(owner.read_text())["pid"])
+            parents = [parent.pid for parent in worker.parents()]
+        except (OSError, ValueError, psutil.Error):  # it has just begun, or just ended
+            continue
         for node in cluster.worker_nodes:
-            raylet = node.all_processes["raylet"][0].process.pid
-            if raylet in [parent.pid for parent in worker.parents()]:
+            if node.all_processes["raylet"][0].process.pid in parents:
                 return node
     return None
 
