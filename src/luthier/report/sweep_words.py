@@ -15,8 +15,8 @@ from luthier.report.scores import metric_word
 from luthier.report.verdict import Tone, Verdict
 
 if TYPE_CHECKING:
+    from luthier.evaluation.entrants import Direction
     from luthier.evaluation.ranking import Ranked
-    from luthier.sweeping.section import Direction
     from luthier.sweeping.state import SweepState, TestedState, TrialState
 
 _BEST = "configs/best.yaml"

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import ConfigError, DataError
-from luthier.sweeping.section import Direction, ObjectiveSection
+from luthier.evaluation.entrants import Direction
+from luthier.sweeping.section import ObjectiveSection
 
 if TYPE_CHECKING:
     from luthier.data.rows import Task

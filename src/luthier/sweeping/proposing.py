@@ -9,8 +9,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from luthier.evaluation.entrants import Direction
 from luthier.store.canonical import canonical_json
-from luthier.sweeping.section import Direction, ParameterSection, SweepSection
+from luthier.sweeping.section import ParameterSection, SweepSection
 from luthier.sweeping.space import decoded, distribution, draw, encoded, grid, quiet_optuna
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from pydantic import Field as Bounded
 from pydantic import model_validator
 
 from luthier.config import Field, Section, result_free
+from luthier.evaluation.entrants import Direction
 
 Scalar = str | int | float | bool | None
 Choice = Scalar | list[Any] | dict[str, Any]
 Bounds = Annotated[list[float], Bounded(min_length=2, max_length=2)]
 WholeBounds = Annotated[list[int], Bounded(min_length=2, max_length=2)]
-Direction = Literal["maximize", "minimize"]
 
 _KINDS = ("choice", "uniform", "log_uniform", "int_uniform", "log_int_uniform")
 # What trials run, so that only their sections can be searched.

@@ -123,11 +123,12 @@ def check_space(path: "Path", section: SweepSection, given: Sequence[str], load:
             values do not go together; each with the place of the parameter in the file.
     """
     root, _ = read_sources(path, given)
-    alone = [probe for probe in probes(section.parameters) if probe[1] is not None]
-    together = [probe for probe in probes(section.parameters) if probe[1] is None]
-    for candidates in (alone, together):
+    found = list(probes(section.parameters))
+    for alone in (True, False):
         problems: dict[str, str] = {}
-        for params, changed in candidates:
+        for params, changed in found:
+            if (changed is not None) is not alone:
+                continue
             try:
                 load(overrides(params))
             except ConfigError as error:

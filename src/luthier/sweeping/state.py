@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.errors import StoreError
-from luthier.evaluation.entrants import Entrant
+from luthier.evaluation.entrants import Direction, Entrant
 from luthier.evaluation.ranking import Ranking, rank
 from luthier.sweeping.jobs import best_candidates, spent_seconds, why_over
 from luthier.sweeping.measures import tuned_system
-from luthier.sweeping.section import Direction
 from luthier.sweeping.study import PROGRESS_STEPS, RunRecord, Study
 
 if TYPE_CHECKING:

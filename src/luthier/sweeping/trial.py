@@ -14,10 +14,12 @@ from luthier.progress import Reporter, Task
 from luthier.store import Artifact
 from luthier.sweeping.jobs import Job
 from luthier.sweeping.study import PROGRESS_STEPS, RunRecord, RunState, Study
-from luthier.watching import Watch
+from luthier.watching import UNWATCHED, Watch
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
+
+    from luthier.config import RunConfig
 
 
 @dataclass
@@ -29,6 +31,20 @@ class Bench:
     reporter: Reporter = field(default_factory=Reporter)
     stop: StopFlag = field(default_factory=StopFlag)
     verified: set[str] = field(default_factory=set)
+
+    def pipeline(
+        self, config: "RunConfig", reporter: Reporter | None = None, watch: Watch = UNWATCHED
+    ) -> Pipeline:
+        """For one config. Other candidates' interrupted runs are no reason to refuse it."""
+        return Pipeline(
+            config,
+            self.study.store,
+            reporter or self.reporter,
+            self.stop,
+            Choices(fresh=True),
+            watch=watch,
+            verified=self.verified,
+        )
 
 
 class TrialWatch(Watch):
@@ -174,16 +190,8 @@ def _made(
     """The artifacts of one run, by stage."""
     plan = bench.study.plan
     title = f"trial {number}" if seed == plan.config.seed else f"trial {number}, seed {seed}"
-    pipeline = Pipeline(
-        plan.trial_config(params, seed),
-        bench.study.store,
-        _TrialReporter(bench.reporter, title),
-        bench.stop,
-        # Other candidates' interrupted runs are no reason to refuse this one.
-        Choices(fresh=True),
-        watch=watch,
-        verified=bench.verified,
-    )
+    reporter = _TrialReporter(bench.reporter, title)
+    pipeline = bench.pipeline(plan.trial_config(params, seed), reporter, watch)
     try:
         return {step.stage: step.artifact for step in pipeline.run(plan.until)}
     except PrunedRunError:

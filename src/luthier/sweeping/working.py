@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.errors import ConfigError, GateError, LuthierError
 from luthier.models.shared_base import sharing_bases
-from luthier.pipeline import Choices, Pipeline
 from luthier.sweeping.jobs import Job, hopeless, next_job
 from luthier.sweeping.state import describe_trial, read_state
 from luthier.sweeping.study import Study
 from luthier.sweeping.trial import Bench, run_job
 
 if TYPE_CHECKING:
-    from luthier.config import RunConfig
     from luthier.store import Artifact
 
 _LOOK_EVERY_SECONDS = 0.3
@@ -37,7 +35,7 @@ def make_shared(bench: Bench) -> None:
         shared = stage
     if shared is None:
         return
-    made = {step.stage: step.artifact for step in _pipeline(bench, config).run(shared)}
+    made = {step.stage: step.artifact for step in bench.pipeline(config).run(shared)}
     if _DATA_STAGE in made and not _validation_rows(made[_DATA_STAGE]):
         raise ConfigError(
             f"{plan.config.path}: candidates are chosen by their validation rows, and the dataset "
@@ -48,17 +46,6 @@ def make_shared(bench: Bench) -> None:
 def _validation_rows(dataset: "Artifact") -> int:
     rows: dict[str, int] = dataset.manifest.metrics.get("rows", {})
     return rows.get("validation", 0)
-
-
-def _pipeline(bench: Bench, config: "RunConfig") -> Pipeline:
-    return Pipeline(
-        config,
-        bench.study.store,
-        bench.reporter,
-        bench.stop,
-        Choices(fresh=True),
-        verified=bench.verified,
-    )
 
 
 def work(bench: Bench) -> None:
@@ -133,7 +120,7 @@ def _tested(bench: Bench, winner: int) -> Tested:
     study = bench.study
     params = study.params(study.trials()[winner])
     bench.reporter.say(f"The winner is trial {winner}; the test rows are asked now, for it alone.")
-    pipeline = _pipeline(bench, study.plan.winner_config(params))
+    pipeline = bench.pipeline(study.plan.winner_config(params))
     error: str | None = None
     try:
         pipeline.run("evaluate")
