@@ -80,6 +80,20 @@ def read_dpo_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def add_preferences(config: dict[str, Any], folder: Path, rows: dict[str, int]) -> None:
+    """So many pairs of the scope policy for each split, and the section that prepares them."""
+    for split, count in rows.items():
+        source = ROOT / "data" / "scope_policy" / f"{split}.jsonl"
+        kept = source.read_text(encoding="utf-8").splitlines()[:count]
+        (folder / f"pairs-{split}.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
+    config["preferences"] = {
+        "task": "preference",
+        "sources": [{"path": f"pairs-{split}.jsonl", "split": split} for split in rows],
+        "system_prompt": "Name the section of this software package.",
+        "max_length_tokens": 256,
+    }
+
+
 def start(folder: Path, *arguments: str, store: str = "artifacts") -> "subprocess.Popen[str]":
     """`luthier ARGUMENTS` in `folder`, as a process of its own."""
     return subprocess.Popen(

@@ -21,10 +21,8 @@ from luthier.pipeline import Pipeline, load_run
 from luthier.store import Store
 from luthier.training.kernels import speed_up
 from luthier.training.packed_attention import use_packing_attention
-from project import read_dpo_config, write_project
+from project import add_preferences, read_dpo_config, write_project
 from training_cases import make_job, run_job, write_dataset
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -245,20 +243,8 @@ def project(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A config whose trials are sft, dpo and evaluate."""
     folder = tmp_path_factory.mktemp("sharing")
     path = write_project(folder, tiny_base, train=24, test=8)
-    for split, count in (("train", 12), ("validation", 6), ("test", 6)):
-        source = ROOT / "data" / "scope_policy" / f"{split}.jsonl"
-        rows = source.read_text(encoding="utf-8").splitlines()[:count]
-        (folder / f"pairs-{split}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     config = read_dpo_config(path)
-    config["preferences"] = {
-        "task": "preference",
-        "sources": [
-            {"path": f"pairs-{split}.jsonl", "split": split}
-            for split in ("train", "validation", "test")
-        ],
-        "system_prompt": "Name the section of this software package.",
-        "max_length_tokens": 256,
-    }
+    add_preferences(config, folder, {"train": 12, "validation": 6, "test": 6})
     config["dpo"] = {"learning_rate": 1e-3, "epochs": 1, "per_device_batch_size": 6}
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return path

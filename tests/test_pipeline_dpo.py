@@ -19,9 +19,8 @@ from luthier.evaluation.held_out_pairs import (
     summarise_pairs,
 )
 from luthier.evaluation.rows import AskedRow
-from project import luthier, read_dpo_config, write_project
+from project import add_preferences, luthier, read_dpo_config, write_project
 
-ROOT = Path(__file__).parent.parent
 REFUSAL = "Sorry, I can only help with your home."
 ANSWER = '{"intent": "HassTurnOn", "slots": {"area": "kitchen"}}'
 
@@ -31,20 +30,8 @@ def project(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project that has run once: 24 pairs of the scope policy after SFT on three classes."""
     folder = tmp_path_factory.mktemp("dpo")
     path = write_project(folder, tiny_base)
-    for split, count in (("train", 24), ("validation", 12), ("test", 12)):
-        source = ROOT / "data" / "scope_policy" / f"{split}.jsonl"
-        rows = source.read_text(encoding="utf-8").splitlines()[:count]
-        (folder / f"pairs-{split}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     config = read_dpo_config(path)
-    config["preferences"] = {
-        "task": "preference",
-        "sources": [
-            {"path": f"pairs-{split}.jsonl", "split": split}
-            for split in ("train", "validation", "test")
-        ],
-        "system_prompt": "Name the section of this software package.",
-        "max_length_tokens": 256,
-    }
+    add_preferences(config, folder, {"train": 24, "validation": 12, "test": 12})
     config["dpo"] = {
         "learning_rate": 1e-3,
         "epochs": 2,
