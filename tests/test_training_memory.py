@@ -1,10 +1,9 @@
 """Running out of memory for real: a child process that may not take more than a little."""
 
 import json
-import os
-import pickle
 import re
 import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,36 +11,36 @@ from typing import Any
 import pytest
 import torch
 
+from kill_cases import child_process, join
+from kill_child import ENDED
 from luthier.errors import ModelError
 from luthier.training import session
+from luthier.training.job import TrainingJob
 from luthier.training.shrinking import is_out_of_memory
 from training_cases import make_job, run_job
 
 MIB = 2**20
 
 
-def in_child(work: Callable[[], Any], *, extra_bytes: int | None) -> Any:
-    """What `work` gives in a forked process, whose address space may grow by `extra_bytes`."""
-    receiving, sending = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(receiving)
-        if extra_bytes is not None:
-            pages = int(Path("/proc/self/statm").read_text().split()[0])
-            limit = pages * resource.getpagesize() + extra_bytes
-            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        try:
-            found: Any = work()
-        except BaseException as error:  # noqa: BLE001, it goes to the parent
-            found = (type(error).__name__, str(error))
-        with os.fdopen(sending, "wb") as pipe:
-            pickle.dump(found, pipe)
-        os._exit(0)
-    os.close(sending)
-    with os.fdopen(receiving, "rb") as pipe:
-        data = pipe.read()
-    os.waitpid(child, 0)
-    return pickle.loads(data)
+def train_within(job: TrainingJob, extra_bytes: int | None) -> None:
+    """Train in this process, whose address space may grow by `extra_bytes`; ENDED says how it
+    went."""
+    assert "training_preload" in sys.modules, "the fork server says nothing when it cannot import"
+    if extra_bytes is not None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + extra_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    found: dict[str, Any]
+    try:
+        outcome = run_job(job)
+    except ModelError as error:
+        found = {"error": str(error)}
+    else:
+        assert outcome is not None
+        log = (job.outputs / "measured" / "training_log.jsonl").read_text()
+        lines = [json.loads(line)["loss"] for line in log.splitlines()]
+        found = {"losses": lines, "parts": outcome.facts["training"]["batch_parts"]}
+    (job.outputs.parent / ENDED).write_text(json.dumps(found))
 
 
 def wide_rows(folder: Path, count: int, tokens: int) -> Path:
@@ -57,49 +56,41 @@ def wide_rows(folder: Path, count: int, tokens: int) -> Path:
 
 
 @pytest.fixture
-def losses(tiny_base: Path, tmp_path: Path) -> Callable[..., Any]:
-    """The losses of two steps on 16 rows each, in a child process."""
-    from luthier.training.trainer import supervised_trainer_class
-
-    supervised_trainer_class()  # what is imported here takes no address space of the children
+def ending(tiny_base: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """How two steps on 16 rows each end in a child of a fork server. A fork of this process would
+    have free memory in its heap; how much depends on the tests before."""
     dataset = wide_rows(tmp_path / "rows", 32, tokens=128)
-
     long_rows = wide_rows(tmp_path / "long", 4, tokens=480)
 
-    def train(name: str, extra_bytes: int | None, *, is_long: bool = False, **fields: Any) -> Any:
-        def work() -> Any:
-            job = make_job(
-                tiny_base,
-                long_rows if is_long else dataset,
-                tmp_path / name,
-                **{"per_device_batch_size": 16, "max_steps": 2, "keep": "last"} | fields,
-            )
-            outcome = run_job(job)
-            assert outcome is not None
-            log = (job.outputs / "measured" / "training_log.jsonl").read_text()
-            lines = [json.loads(line)["loss"] for line in log.splitlines()]
-            return lines, outcome.facts["training"]["batch_parts"]
-
-        return in_child(work, extra_bytes=extra_bytes)
+    def train(
+        name: str, extra_bytes: int | None, *, is_long: bool = False, **fields: Any
+    ) -> dict[str, Any]:
+        job = make_job(
+            tiny_base,
+            long_rows if is_long else dataset,
+            tmp_path / name,
+            **{"per_device_batch_size": 16, "max_steps": 2, "keep": "last"} | fields,
+        )
+        join(child_process(train_within, job, extra_bytes))
+        return dict(json.loads((tmp_path / name / ENDED).read_text()))
 
     return train
 
 
 def test_out_of_memory_shrinks_the_batches_and_keeps_the_losses(
-    losses: Callable[..., Any],
+    ending: Callable[..., dict[str, Any]],
 ) -> None:
-    whole, parts = losses("whole", None, on_oom="shrink")
-    assert parts == 1
+    whole = ending("whole", None, on_oom="shrink")
+    assert whole["parts"] == 1
     accumulated = {"per_device_batch_size": 8, "gradient_accumulation_steps": 2}
     for name, fields in (("one", {}), ("accumulated", accumulated)):
-        shrunk, parts = losses(name, 300 * MIB, on_oom="shrink", **fields)
-        assert parts > 1
-        assert shrunk == pytest.approx(whole, rel=1e-5)
+        shrunk = ending(name, 500 * MIB, on_oom="shrink", **fields)
+        assert shrunk["parts"] > 1, shrunk
+        assert shrunk["losses"] == pytest.approx(whole["losses"], rel=1e-5)
 
 
-def test_out_of_memory_is_one_message(losses: Callable[..., Any]) -> None:
-    kind, message = losses("run", 300 * MIB)
-    assert kind == "ModelError", message
+def test_out_of_memory_is_one_message(ending: Callable[..., dict[str, Any]]) -> None:
+    message = ending("run", 500 * MIB)["error"]
     said = r"Out of memory at step 1, with batches of 16; predicted was [\d.]+ of [\d.]+ GiB\. "
     assert re.match(said, message), message
     assert "on_oom: shrink" in message
@@ -118,9 +109,8 @@ def test_out_of_memory_before_the_first_step_is_the_same_message(
         run_job(make_job(tiny_base, dataset, tmp_path / "run"))
 
 
-def test_a_row_that_does_not_fit_is_an_error(losses: Callable[..., Any]) -> None:
-    kind, message = losses("run", 110 * MIB, is_long=True, on_oom="shrink")
-    assert kind == "ModelError", message
+def test_a_row_that_does_not_fit_is_an_error(ending: Callable[..., dict[str, Any]]) -> None:
+    message = ending("run", 350 * MIB, is_long=True, on_oom="shrink")["error"]
     assert "Out of memory with a single row" in message
 
 
