@@ -19,7 +19,7 @@ SOURCE = ROOT / "src" / "luthier"
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 LAYERS = [
-    {"errors", "gates", "interrupts", "progress", "watching"},
+    {"children", "errors", "gates", "interrupts", "progress", "watching"},
     {"config", "store"},
     {"advice", "data", "estimate", "models", "training", "evaluation", "serving"},
     {"stages"},

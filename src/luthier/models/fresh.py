@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.children import end_child, start_child
 from luthier.errors import LuthierError, ModelError
 from luthier.models.loading import load_model
 from luthier.models.parity import probe_logits
@@ -76,24 +77,15 @@ def fresh_logits(
 
 
 def _run(talk: Path, workspace: Workspace) -> int:
-    command = [sys.executable, "-m", "luthier.models.fresh", str(talk.resolve())]
+    arguments = ["-m", "luthier.models.fresh", str(talk.resolve())]
     with (talk / _LOG).open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is ours to handle
-        )
+        process = start_child(arguments, stdout=log, stderr=subprocess.STDOUT)
     try:
         while process.poll() is None:
             workspace.raise_if_stopped()
             time.sleep(_POLL_SECONDS)
     finally:
-        process.kill()
-        status = process.wait()
-        assert process.stdin is not None
-        process.stdin.close()
+        status = end_child(process)
     return status
 
 

@@ -1,14 +1,12 @@
 """A program in a process of its own: a crash in native code, or its memory, is not ours."""
 
-import os
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
+from luthier.children import Child, end_child, start_child
 from luthier.errors import ServingError
 from luthier.store.artifact import Workspace
 
@@ -41,47 +39,37 @@ def run_child(
     """
     last_lines: deque[str] = deque(maxlen=_LAST_LINES)
     with (
-        _running(arguments, environment) as process,
+        running(
+            start_child(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                environment={"PYTHONIOENCODING": "utf-8", **environment},
+            )
+        ) as process,
         workspace.reporter.task(steps.label, steps.total, steps.unit) as task,
     ):
         assert process.stdout is not None
         for line in process.stdout:
             workspace.raise_if_stopped()
-            last_lines.append(line.rstrip())
-            if steps.mark in line:
+            told = line.decode("utf-8", errors="replace").rstrip()
+            last_lines.append(told)
+            if steps.mark in told:
                 task.advance()
         if process.wait() != 0:
-            told = "\n  ".join(last_lines)
+            ending = "\n  ".join(last_lines)
             raise ServingError(
-                f"{failure} (exit status {process.returncode}). Its last lines:\n  {told}"
+                f"{failure} (exit status {process.returncode}). Its last lines:\n  {ending}"
             )
 
 
 @contextmanager
-def _running(
-    arguments: Sequence[str], environment: Mapping[str, str]
-) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
-        env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment},
-        start_new_session=True,  # Ctrl-C is ours to handle: it ends the step, not the child
-    )
-    with ended(process):
-        yield process
-
-
-@contextmanager
-def ended(process: subprocess.Popen[Any]) -> Iterator[None]:
-    """Kill a child at the end, whatever happened, and close its output."""
+def running(child: Child) -> Iterator[Child]:
+    """Kill a child at the end of the block, whatever happened, and close its output."""
     try:
-        yield
+        yield child
     finally:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+        end_child(child)
+        assert child.stdout is not None
+        child.stdout.close()

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from luthier.children import Child, start_child
 from luthier.errors import ServingError
-from luthier.serving.child import ended
+from luthier.serving.child import running
 from luthier.serving.llama_server import default_threads
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _child(
     positions: Sequence[Sequence[int]],
     folder: Path,
     threads: int,
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> Iterator[Child]:
     request = folder / "request.json"
     content = {
         "gguf_path": str(gguf_path),
@@ -86,18 +87,17 @@ def _child(
     }
     request.write_text(json.dumps(content), encoding="utf-8")
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "luthier.serving.gguf_logits", str(request)],
+        process = start_child(
+            ["-m", "luthier.serving.gguf_logits", str(request)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
-            start_new_session=True,  # Ctrl-C is ours to handle
         )
-    with ended(process):
+    with running(process):
         yield process
 
 
-def _read(child: subprocess.Popen[bytes], size_bytes: int, gguf_path: Path, log: Path) -> bytes:
+def _read(child: Child, size_bytes: int, gguf_path: Path, log: Path) -> bytes:
     assert child.stdout is not None
     data = child.stdout.read(size_bytes)
     if len(data) < size_bytes:

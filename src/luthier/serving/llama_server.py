@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from luthier.children import Child, end_child, start_child
 from luthier.errors import ServingError
 
 if TYPE_CHECKING:
@@ -113,9 +114,7 @@ class LlamaServer:
             self._client = None
         process = getattr(self, "_process", None)
         if process is not None:
-            process.kill()
-            process.wait()
-            process.stdin.close()
+            end_child(process)
         self._folder.cleanup()
 
     @property
@@ -208,19 +207,13 @@ class LlamaServer:
             )
         return response.json()
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "luthier.serving.llama_server", str(self.gguf_path)]
+    def _start(self) -> Child:
+        command = ["-m", "luthier.serving.llama_server", str(self.gguf_path)]
         command += ["--address-path", str(self._address_path), "--port", str(self._port)]
         command += ["--context-tokens", str(self._context_tokens), "--threads", str(self._threads)]
         command += ["--model-name", self._model_name] if self._model_name else []
         with self._log_path.open("wb") as log:
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is ours to handle
-            )
+            return start_child(command, stdout=log, stderr=subprocess.STDOUT)
 
     def _wait_for_address(self) -> str:
         deadline = time.monotonic() + START_TIMEOUT_SECONDS

@@ -7,13 +7,13 @@ checkpoint and ends. It is nothing that the first process depends on: they meet 
 
 import json
 import os
-import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from luthier.children import Child, end_child, start_child
 from luthier.errors import InterruptedRunError, LuthierError
 from luthier.progress import PlainReporter
 from luthier.sweeping.trial import Bench
@@ -39,7 +39,7 @@ def helping(bench: Bench, count: int, gpus: int) -> Iterator[None]:
             helper.wait()
     finally:
         for helper in helpers:
-            _end(helper)
+            end_child(helper, _END_WITHIN_SECONDS)
     failed = [helper.returncode for helper in helpers if helper.returncode != 0]
     bench.stop.raise_if_requested()
     if failed:
@@ -53,27 +53,15 @@ def helping(bench: Bench, count: int, gpus: int) -> Iterator[None]:
 def own_share(slots: int, gpus: int) -> Iterator[None]:
     """Within it this process, the first of so many, uses its share of the machine."""
     import torch
+    from accelerate.utils import patch_environment
 
     threads, mine = torch.get_num_threads(), _gpu(0, gpus)
     torch.set_num_threads(_threads(slots))
-    with _with_environment({_GPUS: mine} if mine is not None else {}):
-        yield
-    torch.set_num_threads(threads)
-
-
-@contextmanager
-def _with_environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Within it the environment has these variables too."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
     try:
-        yield
+        with patch_environment(**({_GPUS: mine} if mine is not None else {})):
+            yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        torch.set_num_threads(threads)
 
 
 def _threads(slots: int) -> int:
@@ -90,7 +78,7 @@ def _gpu(place: int, gpus: int) -> str | None:
     return names[place % len(names)]
 
 
-def _start(bench: Bench, share: dict[str, str]) -> "subprocess.Popen[bytes]":
+def _start(bench: Bench, share: dict[str, str]) -> Child:
     plan = bench.study.plan
     told = {
         "config": str(plan.config.path),
@@ -98,29 +86,11 @@ def _start(bench: Bench, share: dict[str, str]) -> "subprocess.Popen[bytes]":
         "store": str(bench.study.store.root),
         "key": plan.key,
     }
-    environment = os.environ | {"PYTHONSAFEPATH": "1"} | share
-    helper = subprocess.Popen(
-        [sys.executable, "-m", "luthier.sweeping.helpers"],
-        stdin=subprocess.PIPE,
-        env=environment,
-        start_new_session=True,
-    )
+    helper = start_child(["-m", "luthier.sweeping.helpers"], environment=share)
     assert helper.stdin is not None
     helper.stdin.write(json.dumps(told).encode() + b"\n")
     helper.stdin.flush()
     return helper
-
-
-def _end(helper: "subprocess.Popen[bytes]") -> None:
-    assert helper.stdin is not None
-    if helper.poll() is None:
-        helper.stdin.close()
-        try:
-            helper.wait(_END_WITHIN_SECONDS)
-        except subprocess.TimeoutExpired:
-            helper.kill()
-            helper.wait()
-    helper.stdin.close()
 
 
 def main() -> int:

@@ -10,11 +10,11 @@ import json
 import os
 import selectors
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
+from luthier.children import Child, end_child, start_child
 from luthier.errors import LuthierError, ModelError
 from luthier.progress import Reporter, Task
 from luthier.training.job import Outcome, TrainingJob
@@ -59,26 +59,22 @@ def _run(mailbox: Mailbox, processes: int, shown: "_Shown", wishes: _Wishes) -> 
     """Start the ranks and wait for their end; the launcher's exit code."""
     with (
         mailbox.launch_log.open("wb") as log,
-        subprocess.Popen(
-            [sys.executable, "-m", "luthier.training.spawn", str(mailbox.folder), str(processes)],
-            stdin=subprocess.PIPE,
+        start_child(
+            ["-m", "luthier.training.spawn", str(mailbox.folder), str(processes)],
             stdout=subprocess.PIPE,
             stderr=log,
-            bufsize=0,
-            start_new_session=True,
-            # Modules of ours and of our libraries, not files that lie in the current folder.
-            env=os.environ | {"PYTHONSAFEPATH": "1"},
         ) as launcher,
     ):
         try:
             _follow(launcher, shown, wishes)
         finally:
-            _end(launcher, mailbox)
+            end_child(launcher, _END_WITHIN_SECONDS)  # the ranks watch a pipe that is cut here
+            mailbox.wait_for_ranks()
             shown.close()
     return launcher.returncode
 
 
-def _follow(launcher: "subprocess.Popen[bytes]", shown: "_Shown", wishes: _Wishes) -> None:
+def _follow(launcher: Child, shown: "_Shown", wishes: _Wishes) -> None:
     """Show progress and hand each wish on once, until the launcher ends."""
     assert launcher.stdin is not None
     assert launcher.stdout is not None
@@ -100,19 +96,7 @@ def _follow(launcher: "subprocess.Popen[bytes]", shown: "_Shown", wishes: _Wishe
                 del waiting[byte]
                 with contextlib.suppress(BrokenPipeError):
                     launcher.stdin.write(byte)
-
-
-def _end(launcher: "subprocess.Popen[bytes]", mailbox: Mailbox) -> None:
-    """Cut the pipe that the ranks watch, and wait until all processes are gone."""
-    assert launcher.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-        launcher.stdin.close()
-    try:
-        launcher.wait(_END_WITHIN_SECONDS)
-    except subprocess.TimeoutExpired:
-        launcher.kill()
-        launcher.wait()
-    mailbox.wait_for_ranks()
+                    launcher.stdin.flush()
 
 
 def failure_of(mailbox: Mailbox, processes: int, exit_code: int) -> LuthierError:

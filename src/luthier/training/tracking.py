@@ -52,6 +52,8 @@ def tracker_arguments(job: TrainingJob) -> dict[str, Any]:
 def tracking_environment(job: TrainingJob) -> Iterator[None]:
     """Where the trackers write and how they call the run, for the length of the block. Trackers
     read it when the trainer is made. What they print goes to standard error."""
+    from accelerate.utils import patch_environment
+
     tracking = job.section.tracking
     if tracking is None:
         yield
@@ -59,14 +61,12 @@ def tracking_environment(job: TrainingJob) -> Iterator[None]:
     settings = _settings(tracking, job)
     mine = {name: value for name, value in settings.items() if name not in os.environ}
     tracking.folder.mkdir(parents=True, exist_ok=True)
-    os.environ |= mine
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        _finish_wandb()
-        for name in mine:
-            os.environ.pop(name, None)
+    with patch_environment(**mine):
+        try:
+            with redirect_stdout(sys.stderr):
+                yield
+        finally:
+            _finish_wandb()
 
 
 def _settings(tracking: TrackingSection, job: TrainingJob) -> dict[str, str]:
