@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from luthier import children
 from luthier.store.artifact import Workspace
 from tiny_llama import tiny_llama
+from warm_children import WarmPopen
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -79,6 +81,12 @@ def tiny_base(smol_tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory
             shutil.copy(smol_tokenizer_dir / name, folder / name)
 
     return _once(tmp_path_factory, "tiny", make)
+
+
+@pytest.fixture(autouse=True)
+def warm_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children need not import the libraries again. Those of the quickstart's test do."""
+    monkeypatch.setattr(children, "Popen", WarmPopen)
 
 
 @pytest.fixture

@@ -5,19 +5,14 @@ Every run is a child of a fork server, so it costs no imports. What runs must en
 """
 
 import json
-import multiprocessing
-import os
 import random
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from kill_child import ENDED, KILLED_AT, Moment, train_here
 from luthier.store.files import sha256_file
@@ -27,6 +22,7 @@ from luthier.training.sft_section import SFTSection
 from pair_cases import pair_job, write_pairs
 from tiny_llama import tiny_llama
 from training_cases import LIGHT, make_job, write_dataset
+from warm_children import child_process, join
 
 LORA = {"r": 4, "alpha": 8}
 # 12 rows of 3 a batch for 3 epochs are 12 steps; checkpoints after 3, 6, 9, 12 and each best one.
@@ -269,24 +265,3 @@ def result(folder: Path) -> dict[str, Any]:
 
 def _compared(found: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in UNCOMPARED}
-
-
-def child_process(
-    target: Callable[..., None], *arguments: Any, **options: Any
-) -> ForkServerProcess:
-    """A started child of the fork server."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training_preload"])
-    # Python 3.11's server ignores the search path that it is given.
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
-    with patch.dict(os.environ, own):
-        forkserver.ensure_running()
-    process = context.Process(target=target, args=arguments, kwargs=options)
-    process.start()
-    return process
-
-
-def join(process: ForkServerProcess) -> None:
-    process.join()
-    assert process.exitcode == 0, f"{process} failed; what it said stands above"

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from warm_children import WarmPopen
+
 UNTRAINED_GATES = (
     "beats-baseline",
     "gguf-answers",
@@ -96,7 +98,7 @@ def add_preferences(config: dict[str, Any], folder: Path, rows: dict[str, int]) 
 
 def start(folder: Path, *arguments: str, store: str = "artifacts") -> "subprocess.Popen[str]":
     """`luthier ARGUMENTS` in `folder`, as a process of its own."""
-    return subprocess.Popen(
+    return WarmPopen(
         [sys.executable, "-m", "luthier", *arguments],
         cwd=folder,
         env=os.environ | {"LUTHIER_STORE": store, "OMP_NUM_THREADS": "1"},

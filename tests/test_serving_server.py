@@ -42,6 +42,16 @@ def test_special_tokens_as_tokens_and_as_text(tuned_gguf: Path) -> None:
         assert len(server.tokenize(["<|im_end|>"], parse_special=False)[0]) > 1
 
 
+def test_texts_of_one_request_are_tokenised_each_by_itself(tuned_gguf: Path) -> None:
+    """Words that would be one token with their neighbour, texts of nothing, and many of them."""
+    texts = ["", "Hel", "lo", "", " ", "<|im_start|>user\n", "it's -1", ""] * 80
+    with LlamaServer(tuned_gguf, context_tokens=256) as server:
+        for options in ({}, {"parse_special": False}, {"add_special": True}):
+            alone = [server.tokenize([text], **options)[0] for text in texts[:8]]
+            assert server.tokenize(texts, **options) == alone * 80
+        assert server.tokenize([]) == []
+
+
 def test_a_gguf_that_is_none_is_named(tmp_path: Path) -> None:
     path = tmp_path / "none.gguf"
     path.write_text("hello")

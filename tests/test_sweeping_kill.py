@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from kill_cases import child_process, join
 from luthier.sweeping.state import read_state
 from project import luthier, start
 from sweep_cases import change, read, rewrite, study_of, table, write_sweep
 from sweep_child import SEALED, sweep_here
+from warm_children import child_process, join
 
 KILLS = 10
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from kill_cases import child_process, join
 from kill_child import ENDED
 from luthier.errors import ModelError
 from luthier.training import session
 from luthier.training.job import TrainingJob
 from luthier.training.shrinking import is_out_of_memory
 from training_cases import make_job, run_job
+from warm_children import child_process, join
 
 MIB = 2**20
 

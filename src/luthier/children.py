@@ -2,18 +2,18 @@
 
 import contextlib
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from subprocess import PIPE, Popen, TimeoutExpired
 from typing import IO, TypeAlias
 
-Child: TypeAlias = "subprocess.Popen[bytes]"
+Child: TypeAlias = "Popen[bytes]"
 
 
 def start_child(
     arguments: Sequence[str],
     *,
-    stdin: int | IO[bytes] = subprocess.PIPE,
+    stdin: int | IO[bytes] = PIPE,
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
     environment: Mapping[str, str] | None = None,
@@ -26,12 +26,12 @@ def start_child(
 
     Args:
         arguments: what stands behind `python`.
-        stdin: the child's; by default a pipe, as with `subprocess.Popen`.
+        stdin: the child's; by default a pipe, as with `Popen`.
         stdout: the child's; by default that of this process.
         stderr: the child's; by default that of this process.
         environment: variables set besides those of this process.
     """
-    return subprocess.Popen(
+    return Popen(
         [sys.executable, *arguments],
         stdin=stdin,
         stdout=stdout,
@@ -48,6 +48,6 @@ def end_child(child: Child, within_seconds: float = 0.0) -> int:
             child.stdin.close()
     try:
         child.wait(within_seconds)
-    except subprocess.TimeoutExpired:
+    except TimeoutExpired:
         child.kill()
     return child.wait()

@@ -1,17 +1,15 @@
 """llama.cpp's HTTP server in a child process, and the client for it.
 
-`LlamaServer` starts `python -m luthier.serving.llama_server`, which runs `xllamacpp.Server`: a
+`LlamaServer` starts `python -m luthier.serving.llama_child`, which runs `xllamacpp.Server`: a
 crash in native code, or its log, never reaches the parent. The child ends when its standard input
 closes, so it cannot outlive the parent, even one killed with SIGKILL.
 """
 
-import argparse
 import os
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +24,8 @@ if TYPE_CHECKING:
 START_TIMEOUT_SECONDS = 300.0
 REQUEST_TIMEOUT_SECONDS = 600.0
 _POLL_SECONDS = 0.05
+_TEXTS_OF_A_REQUEST = 256  # to be tokenised
+_NO_TOKEN = -1  # stands between the ids of two texts
 _LOG_TAIL_CHARACTERS = 1500
 
 
@@ -140,8 +140,24 @@ class LlamaServer:
         `parse_special=False` takes the spelling of a special token for plain text.
         """
         options = {"add_special": add_special, "parse_special": parse_special}
-        replies = (self._post("/tokenize", {"content": text, **options}) for text in texts)
-        return [reply["tokens"] for reply in replies]
+        # A BOS stands before the first text of a request alone.
+        count = 1 if add_special else _TEXTS_OF_A_REQUEST
+        return [
+            token_ids
+            for start in range(0, len(texts), count)
+            for token_ids in self._tokenize(texts[start : start + count], options)
+        ]
+
+    def _tokenize(self, texts: Sequence[str], options: Mapping[str, bool]) -> Iterator[list[int]]:
+        """Of one request. The server takes text and token ids in turn, gives ids back as they are,
+        and tokenises each text by itself (llama.cpp, server-common.cpp, `tokenize_mixed`)."""
+        content = [part for text in texts for part in (text, _NO_TOKEN)]
+        found = self._post("/tokenize", {"content": content, **options})["tokens"]
+        start = 0
+        for _ in texts:
+            end = found.index(_NO_TOKEN, start)
+            yield found[start:end]
+            start = end + 1
 
     def apply_template(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The prompt for `messages` as the server's own template engine writes it, without the BOS
@@ -208,7 +224,7 @@ class LlamaServer:
         return response.json()
 
     def _start(self) -> Child:
-        command = ["-m", "luthier.serving.llama_server", str(self.gguf_path)]
+        command = ["-m", "luthier.serving.llama_child", str(self.gguf_path)]
         command += ["--address-path", str(self._address_path), "--port", str(self._port)]
         command += ["--context-tokens", str(self._context_tokens), "--threads", str(self._threads)]
         command += ["--model-name", self._model_name] if self._model_name else []
@@ -269,45 +285,3 @@ def require_llama_cpp() -> None:
             "xllamacpp (llama.cpp for Python) is not installed. Install it with\n"
             "  python -m pip install xllamacpp"
         )
-
-
-def _serve(arguments: argparse.Namespace) -> None:
-    """The child: load, say where, wait until the parent lets go of standard input."""
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = str(arguments.gguf_path)
-    params.hostnames, params.port = ["127.0.0.1"], arguments.port
-    if arguments.model_name:
-        params.model_alias, params.sampling.temp = {arguments.model_name}, 0.0
-    params.n_ctx = arguments.context_tokens
-    params.n_parallel = 1
-    params.n_gpu_layers = 0
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = arguments.threads
-    params.warmup = params.fit_params = params.ui = params.endpoint_slots = False
-    params.cache_ram_mib = 0
-    params.verbosity = 1  # errors
-    params.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
-    try:
-        server = xllamacpp.Server(params)
-    except RuntimeError as error:
-        sys.exit(f"xllamacpp: {error}")
-    partial = arguments.address_path.with_suffix(".part")
-    partial.write_text(server.listening_address, encoding="utf-8")
-    partial.replace(arguments.address_path)
-    sys.stdin.buffer.read()
-    os._exit(0)
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Serve a GGUF until standard input closes.")
-    parser.add_argument("gguf_path", type=Path)
-    parser.add_argument("--address-path", type=Path, required=True)
-    for option in ("--context-tokens", "--threads", "--port"):
-        parser.add_argument(option, type=int, required=True)
-    parser.add_argument("--model-name")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    _serve(_arguments())
