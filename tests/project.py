@@ -96,9 +96,12 @@ def add_preferences(config: dict[str, Any], folder: Path, rows: dict[str, int]) 
     }
 
 
-def start(folder: Path, *arguments: str, store: str = "artifacts") -> "subprocess.Popen[str]":
-    """`luthier ARGUMENTS` in `folder`, as a process of its own."""
-    return WarmPopen(
+def start(
+    folder: Path, *arguments: str, store: str = "artifacts", popen: Any = WarmPopen
+) -> "subprocess.Popen[str]":
+    """`luthier ARGUMENTS` in `folder`, as a process of its own. With `subprocess.Popen` it and its
+    children import the libraries for themselves."""
+    process: subprocess.Popen[str] = popen(
         [sys.executable, "-m", "luthier", *arguments],
         cwd=folder,
         env=os.environ | {"LUTHIER_STORE": store, "OMP_NUM_THREADS": "1"},
@@ -106,12 +109,13 @@ def start(folder: Path, *arguments: str, store: str = "artifacts") -> "subproces
         stderr=subprocess.PIPE,
         text=True,
     )
+    return process
 
 
 def luthier(
-    folder: Path, *arguments: str, store: str = "artifacts"
+    folder: Path, *arguments: str, store: str = "artifacts", popen: Any = WarmPopen
 ) -> "subprocess.CompletedProcess[str]":
     """Run `luthier ARGUMENTS` in `folder` to its end."""
-    process = start(folder, *arguments, store=store)
+    process = start(folder, *arguments, store=store, popen=popen)
     output, errors = process.communicate(timeout=500)
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
