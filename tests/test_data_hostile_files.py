@@ -47,8 +47,8 @@ def zstd(data: bytes) -> bytes:
     return zstandard.ZstdCompressor().compress(data)
 
 
-def packed_zeros(pack: Callable[[bytes], bytes]) -> Callable[[], bytes]:
-    return lambda: pack(bytes(300 * MIB))
+def packed_zeros(pack: Callable[[bytes], bytes], members: int = 1) -> Callable[[], bytes]:
+    return lambda: pack(bytes(300 * MIB // members)) * members
 
 
 def flipped(data: bytes, place: int) -> bytes:
@@ -199,7 +199,7 @@ PACKED_CASES = {
     "zstd with trailing noise": Case(".jsonl.zst", zstd(LINES) + NOISE, 3, error="damaged"),
     "gzip bomb": Case(
         ".jsonl.gz",
-        packed_zeros(gzip.compress),
+        packed_zeros(gzip.compress, members=10),
         error="more than 1000 times its size",
         chunk_sizes=LARGE_CHUNKS[1:],
     ),

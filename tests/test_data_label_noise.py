@@ -59,13 +59,18 @@ def noise(texts: list[str], labels: list[str], seed: int = 0) -> LabelNoise:
     return estimate(cross_fit(texts, labels, seed))
 
 
+@cache
+def clean_fit(seed: int) -> CrossFit:
+    return cross_fit(*train_rows(seed), seed)
+
+
 def noise_status(found: LabelNoise) -> str:
     return label_noise_gate(found, MAX_LABEL_NOISE).status
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_clean_labels_pass(seed: int) -> None:
-    found = noise(*train_rows(seed), seed)
+    found = estimate(clean_fit(seed))
     assert noise_status(found) == "pass"
     assert found.at_least <= found.estimate < 0.06
 
@@ -159,11 +164,6 @@ def test_rows_of_a_sample_keep_their_positions() -> None:
     assert {suspect.row for suspect in found.suspects} <= set(wrong)
 
 
-@cache
-def clean_fit(seed: int) -> CrossFit:
-    return cross_fit(*train_rows(seed), seed)
-
-
 def compared(train: Rows, split: Rows, seed: int = 0) -> LabelShift:
     return shift(cross_fit(*train, seed), *split, seed)
 
@@ -198,8 +198,10 @@ def test_two_labels_swapped_in_test_are_caught(first: str, second: str, seed: in
     assert found.answer in (first, second)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(("label", "name"), [("sound", "games"), ("games", "sound")])
+@pytest.mark.parametrize(
+    ("label", "name", "seed"),
+    [("sound", "games", 0), ("games", "sound", 1), ("sound", "games", 2)],
+)
 def test_class_called_by_another_name_in_train_is_caught(label: str, name: str, seed: int) -> None:
     texts, labels = train_rows(seed)
     found = compared((texts, renamed(labels, **{label: name})), sections("test"), seed)

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -47,6 +48,7 @@ PROMPTS = [
         start=1,
     )
 ]
+BATCH_TOKENS = {"cpu": 130, "cuda": 130}  # two or three of these prompts a batch
 STOPS = range(0, 49152, 3)
 SECTION = ReplaySection(prompts="prompts.jsonl", max_new_tokens=6)
 
@@ -74,8 +76,7 @@ def talkative(smol_tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two or three of these prompts a batch."""
-    monkeypatch.setattr(replay, "_BATCH_TOKENS", {"cpu": 130, "cuda": 130})
+    monkeypatch.setattr(replay, "_BATCH_TOKENS", BATCH_TOKENS)
 
 
 def open_workspace(folder: Path, reporter: Reporter | None = None) -> Workspace:
@@ -106,34 +107,54 @@ class StopsAfter(Reporter):
         yield Counting()
 
 
+class Whole(NamedTuple):
+    """What a run that nothing interrupted said, and its journal."""
+
+    answers: list[Answer]
+    journal: bytes
+
+
+@pytest.fixture(scope="module")
+def whole(talkative: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    workspace = open_workspace(tmp_path_factory.mktemp("whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay, "_BATCH_TOKENS", BATCH_TOKENS)
+        answers = generate_answers(talkative, PROMPTS, SECTION, workspace)
+    return Whole(answers, (workspace.scratch / JOURNAL_NAME).read_bytes())
+
+
+def finished(folder: Path, whole: Whole) -> Workspace:
+    """A workspace in which all prompts are answered."""
+    workspace = open_workspace(folder)
+    (workspace.scratch / JOURNAL_NAME).write_bytes(whole.journal)
+    return workspace
+
+
 def test_answers_stand_in_the_order_of_the_prompts_and_are_the_same_again(
-    talkative: Path, tmp_path: Path
+    talkative: Path, whole: Whole, tmp_path: Path
 ) -> None:
-    first = generate_answers(talkative, PROMPTS, SECTION, open_workspace(tmp_path / "a"))
-    second = generate_answers(talkative, PROMPTS, SECTION, open_workspace(tmp_path / "b"))
-    assert [answer.number for answer in first] == list(range(len(PROMPTS)))
-    assert first == second
-    assert {"answered", "cut", "empty"} <= {answer.outcome for answer in first}
+    again = generate_answers(talkative, PROMPTS, SECTION, open_workspace(tmp_path / "a"))
+    assert [answer.number for answer in again] == list(range(len(PROMPTS)))
+    assert again == whole.answers
+    assert {"answered", "cut", "empty"} <= {answer.outcome for answer in again}
 
 
 def test_batched_answers_are_those_of_one_prompt_alone(
-    talkative: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    talkative: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batched = generate_answers(talkative, PROMPTS, SECTION, open_workspace(tmp_path / "a"))
     monkeypatch.setattr(replay, "_BATCH_TOKENS", {"cpu": 1, "cuda": 1})
-    alone = generate_answers(talkative, PROMPTS, SECTION, open_workspace(tmp_path / "b"))
-    assert batched == alone
+    alone = generate_answers(talkative, PROMPTS, SECTION, open_workspace(tmp_path / "a"))
+    assert whole.answers == alone
 
 
-def test_answers_are_greedy_whatever_the_base_prefers(talkative: Path, tmp_path: Path) -> None:
+def test_answers_are_greedy_whatever_the_base_prefers(talkative: Path, whole: Whole) -> None:
     import torch
 
     from luthier.models.chat import encode, render
     from luthier.models.loading import load_model, load_tokenizer
 
-    answers = generate_answers(talkative, PROMPTS, SECTION, open_workspace(tmp_path / "a"))
     model, tokenizer = load_model(talkative), load_tokenizer(talkative)
-    for prompt, answer in zip(PROMPTS, answers, strict=True):
+    for prompt, answer in zip(PROMPTS, whole.answers, strict=True):
         messages = [{"role": "user", "content": prompt.text}]
         ids = encode(tokenizer, render(tokenizer, messages, add_generation_prompt=True))
         said: list[int] = []
@@ -149,9 +170,8 @@ def test_answers_are_greedy_whatever_the_base_prefers(talkative: Path, tmp_path:
 
 @pytest.mark.parametrize("batches", [1, 2])
 def test_an_interrupted_stage_goes_on_and_ends_the_same(
-    talkative: Path, tmp_path: Path, batches: int
+    talkative: Path, whole: Whole, tmp_path: Path, batches: int
 ) -> None:
-    whole = generate_answers(talkative, PROMPTS, SECTION, open_workspace(tmp_path / "whole"))
     reporter = StopsAfter(batches)
     reporter.workspace = open_workspace(tmp_path / "stopped", reporter)
     with pytest.raises(InterruptedRunError):
@@ -159,16 +179,14 @@ def test_an_interrupted_stage_goes_on_and_ends_the_same(
     journal = reporter.workspace.scratch / JOURNAL_NAME
     assert len(journal.read_bytes().splitlines()) == batches
     again = open_workspace(tmp_path / "stopped")
-    assert generate_answers(talkative, PROMPTS, SECTION, again) == whole
-    complete = open_workspace(tmp_path / "whole").scratch / JOURNAL_NAME
-    assert journal.read_bytes() == complete.read_bytes()
+    assert generate_answers(talkative, PROMPTS, SECTION, again) == whole.answers
+    assert journal.read_bytes() == whole.journal
 
 
 def test_no_answer_is_given_twice_and_a_torn_line_is_given_again(
-    talkative: Path, tmp_path: Path
+    talkative: Path, whole: Whole, tmp_path: Path
 ) -> None:
-    workspace = open_workspace(tmp_path / "a")
-    whole = generate_answers(talkative, PROMPTS, SECTION, workspace)
+    workspace = finished(tmp_path / "a", whole)
     journal = workspace.scratch / JOURNAL_NAME
     first, *others = journal.read_bytes().splitlines(keepends=True)
     kept = json.loads(first)
@@ -177,17 +195,16 @@ def test_no_answer_is_given_twice_and_a_torn_line_is_given_again(
     again = generate_answers(talkative, PROMPTS, SECTION, workspace)
     assert again[kept[0][0]].text == "said by the run before"
     assert [a for a in again if a.number != kept[0][0]] == [
-        a for a in whole if a.number != kept[0][0]
+        a for a in whole.answers if a.number != kept[0][0]
     ]
     assert journal.read_bytes().splitlines(keepends=True)[1:] == others
 
 
-def test_a_finished_journal_needs_no_model(talkative: Path, tmp_path: Path) -> None:
-    workspace = open_workspace(tmp_path / "a")
-    whole = generate_answers(talkative, PROMPTS, SECTION, workspace)
+def test_a_finished_journal_needs_no_model(talkative: Path, whole: Whole, tmp_path: Path) -> None:
+    workspace = finished(tmp_path / "a", whole)
     bare = tmp_path / "bare"
     shutil.copytree(talkative, bare, ignore=shutil.ignore_patterns("*.safetensors"))
-    assert generate_answers(bare, PROMPTS, SECTION, workspace) == whole
+    assert generate_answers(bare, PROMPTS, SECTION, workspace) == whole.answers
 
 
 def test_a_prompt_beyond_the_context_is_named(talkative: Path, tmp_path: Path) -> None:

@@ -72,6 +72,13 @@ def loaded(smol_tokenizer_dir: Path) -> "PreTrainedTokenizerBase":
 
 @pytest.fixture
 def tokenizer(loaded: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
+    """With a template of its own to change; the vocabulary and its rules are those of `loaded`."""
+    return copy.copy(loaded)
+
+
+@pytest.fixture
+def own_tokenizer(loaded: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
+    """With rules of its own, too."""
     return copy.deepcopy(loaded)
 
 
@@ -147,21 +154,21 @@ def test_completion_is_plain_text_and_a_stop_token(tokenizer: "PreTrainedTokeniz
     assert failing([row]) == set()
 
 
-def test_text_is_learned_from_its_beginning(tokenizer: "PreTrainedTokenizerBase") -> None:
-    rows = encode(tokenizer, [Parsed([message("assistant", "Once upon")])], "text")
-    assert supervised(tokenizer, rows[0]) == ["Once upon<|im_end|>"]
-    add_bos_always(tokenizer)
-    rows = encode(tokenizer, [Parsed([message("assistant", "Once upon")])], "text")
+def test_text_is_learned_from_its_beginning(own_tokenizer: "PreTrainedTokenizerBase") -> None:
+    rows = encode(own_tokenizer, [Parsed([message("assistant", "Once upon")])], "text")
+    assert supervised(own_tokenizer, rows[0]) == ["Once upon<|im_end|>"]
+    add_bos_always(own_tokenizer)
+    rows = encode(own_tokenizer, [Parsed([message("assistant", "Once upon")])], "text")
     assert rows[0].input_ids[0] == 1
-    assert supervised(tokenizer, rows[0]) == ["Once upon<|im_end|>"]
+    assert supervised(own_tokenizer, rows[0]) == ["Once upon<|im_end|>"]
     assert failing(rows) == set()
 
 
 def test_completion_has_the_bos_that_the_tokenizer_wants(
-    tokenizer: "PreTrainedTokenizerBase",
+    own_tokenizer: "PreTrainedTokenizerBase",
 ) -> None:
-    add_bos_always(tokenizer)
-    [row] = encode(tokenizer, [conversation("1 + 1 =", " 2")], "completion")
+    add_bos_always(own_tokenizer)
+    [row] = encode(own_tokenizer, [conversation("1 + 1 =", " 2")], "completion")
     assert ids(row).count(1) == 1
     assert row.input_ids[0] == 1
     assert failing([row]) == set()
@@ -438,14 +445,14 @@ def test_segments_have_the_tokens_of_the_whole(tokenizer: "PreTrainedTokenizerBa
 
 
 def test_tokenizer_that_looks_across_marks_is_used_whole(
-    tokenizer: "PreTrainedTokenizerBase",
+    own_tokenizer: "PreTrainedTokenizerBase",
 ) -> None:
     """A SentencePiece-like one puts a blank before the first segment only."""
     from tokenizers.pre_tokenizers import Metaspace
 
-    backend = tokenizer.backend_tokenizer
+    backend = own_tokenizer.backend_tokenizer
     backend.pre_tokenizer = Metaspace(replacement="Ġ", prepend_scheme="first", split=False)
-    segments = Segments(tongue_of(tokenizer, [2]))
+    segments = Segments(tongue_of(own_tokenizer, [2]))
     assert not segments.are_apart
     texts = ["a<|im_end|>a", "<|im_end|>a"]
     expected = [one.ids for one in backend.encode_batch(texts, add_special_tokens=False)]

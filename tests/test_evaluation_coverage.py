@@ -1,9 +1,11 @@
 """How often each 95 % interval holds the truth: 2,000 simulated test sets, fixed seeds.
 
+Of macro-F1 1,000, each of them resampled: a share of 95 % then has a standard error of 0.7 %.
 93 to 97 % is wanted. Where whole counts do not allow it, the bounds below say what there is.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from luthier.evaluation.statistics import (
 )
 
 SIMULATIONS = 2000
+RESAMPLED_SIMULATIONS = 1000
 RESAMPLES = 200
 CLASSES = 14
 MIX = 1 / np.arange(1, CLASSES + 1)
@@ -32,9 +35,11 @@ Interval = tuple[float, float]
 
 
 def share_within(
-    intervals: Callable[[int], Interval], truths: float | NDArray[np.float64]
+    intervals: Callable[[int], Interval],
+    truths: float | NDArray[np.float64],
+    simulations: int = SIMULATIONS,
 ) -> float:
-    ends = np.array([intervals(number) for number in range(SIMULATIONS)])
+    ends = np.array([intervals(number) for number in range(simulations)])
     return float(((ends[:, 0] <= truths) & (truths <= ends[:, 1])).mean())
 
 
@@ -73,7 +78,8 @@ def test_paired_interval_of_a_difference(
 ) -> None:
     shares = [(differing + difference) / 2, (differing - difference) / 2, 1 - differing]
     drawn = np.random.default_rng(rows).multinomial(rows, shares, SIMULATIONS).tolist()
-    found = share_within(lambda number: paired_interval(*drawn[number][:2], rows), difference)
+    interval = cache(paired_interval)  # many test sets have the same counts
+    found = share_within(lambda number: interval(*drawn[number][:2], rows), difference)
     assert 0.93 <= found <= most
 
 
@@ -103,7 +109,7 @@ def classes_drawn(
     rows: int, f1: NDArray[np.float64], generator: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Test sets, and the mean of `f1` over the classes that each of them has."""
-    expected = generator.choice(CLASSES, size=(SIMULATIONS, rows), p=MIX)
+    expected = generator.choice(CLASSES, size=(RESAMPLED_SIMULATIONS, rows), p=MIX)
     return expected, np.array([f1[np.unique(one)].mean() for one in expected])
 
 
@@ -118,7 +124,9 @@ def test_macro_f1_interval(rows: int, accuracy: float, most: float) -> None:
     predicted = answers(expected, confusion, generator)
     pairs = np.stack([expected, predicted], axis=-1)
     found = share_within(
-        lambda number: macro_f1_interval(pairs[number], CLASSES, number, RESAMPLES), truths
+        lambda number: macro_f1_interval(pairs[number], CLASSES, number, RESAMPLES),
+        truths,
+        RESAMPLED_SIMULATIONS,
     )
     assert 0.93 <= found <= most
 
@@ -148,6 +156,7 @@ def test_interval_of_macro_f1_s_change(
             old_pairs[number], new_pairs[number], CLASSES, number, RESAMPLES
         ),
         truths,
+        RESAMPLED_SIMULATIONS,
     )
     assert 0.93 <= found <= most
 

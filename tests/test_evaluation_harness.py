@@ -103,7 +103,7 @@ def test_forgetting_breaks_the_gate_and_the_rule(
     folder = tasks(dataset_kwargs={"data_files": {"test": str(known)}})
     adapter = trained(steps=30, learning_rate=0.1)
     capfd.readouterr()
-    asking = EvaluateSection(harness=section(folder))
+    asking = EvaluateSection(harness=section(folder), speed_rows=0)
     result = run_stage(STAGE, asking, {**made, "adapter": adapter}, workspace)
     assert capfd.readouterr() == ("", "")
     task = evaluated(workspace)["harness"]["tasks"]["general_questions"]
@@ -140,7 +140,7 @@ def test_an_adapter_that_changes_nothing_passes_and_resuming_asks_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     inputs = {**made, "adapter": trained(steps=0)}
-    asking = EvaluateSection(harness=section(limit=12, num_fewshot=1))
+    asking = EvaluateSection(harness=section(limit=12, num_fewshot=1), speed_rows=0)
     result = run_stage(STAGE, asking, inputs, workspace)
     first = evaluated(workspace)["harness"]
     task = first["tasks"]["general_questions"]

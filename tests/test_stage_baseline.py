@@ -3,8 +3,8 @@
 import json
 import os
 import signal
-import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from endpoint_cases import FaultyProxy, answer
 from evaluation_cases import SEED, artifact, base_artifact, make_dataset, run_stage
+from kill_cases import child_process
 from luthier.data.dataset import load_split, read_info
 from luthier.evaluation.endpoint_section import Endpoint
 from luthier.evaluation.nearest import NearestExamples
@@ -26,40 +27,44 @@ from luthier.evaluation.prompts import (
 from luthier.evaluation.rows import load_rows
 from luthier.evaluation.versus import LINEAR
 from luthier.models.loading import load_tokenizer
+from luthier.progress import Reporter, Task
 from luthier.stages.baseline import STAGE, BaselineSection, Target
 from luthier.store.artifact import Workspace
 
-SECTION = BaselineSection(few_shot=4)
+SECTION = BaselineSection(few_shot=4, target=Target(value=0.9))
 OUTPUTS = ("answers.parquet", "evaluation.json")
 
-KILLED_RUN = """
-import os, signal, sys
-from pathlib import Path
-from endpoint_cases import FaultyProxy, answer
-from evaluation_cases import artifact, base_artifact, run_stage
-from luthier.progress import Reporter
-from luthier.stages.baseline import STAGE, BaselineSection
-from luthier.store.artifact import Workspace
 
 class Killer(Reporter):
-    chunks = 0
-    def task(self, label, total, unit=""):
-        killer = super().task(label, total, unit)
-        class Counted:
-            def __enter__(self):
-                return self
-            def __exit__(self, *_):
-                return None
-            def advance(self, count=1, **facts):
-                Killer.chunks += count > 0
-                if Killer.chunks == 3:
-                    os.kill(os.getpid(), signal.SIGKILL)
-        return Counted()
+    """Kills its process at the third step, of whatever task, in which anything was done."""
 
-base, dataset, folder = map(Path, sys.argv[1:])
-artifacts = {"base": base_artifact(base), "dataset": artifact(dataset, "dataset")}
-run_stage(STAGE, BaselineSection(few_shot=4), artifacts, Workspace(folder, Killer()))
-"""
+    def __init__(self) -> None:
+        self.chunks = 0
+
+    @contextmanager
+    def task(self, label: str, total: int, unit: str = "") -> Iterator[Task]:
+        with super().task(label, total, unit) as task:
+            yield _Counted(task, self)
+
+
+class _Counted:
+    def __init__(self, task: Task, killer: Killer) -> None:
+        self._task, self._killer = task, killer
+
+    def resize(self, total: int, done: int = 0) -> None:
+        self._task.resize(total, done)
+
+    def advance(self, count: int = 1, **facts: object) -> None:
+        self._task.advance(count, **facts)
+        self._killer.chunks += count > 0
+        if self._killer.chunks == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_run(base: Path, dataset: Path, folder: Path) -> None:
+    """Runs in a process of its own, which it ends."""
+    artifacts = {"base": base_artifact(base), "dataset": artifact(dataset, "dataset")}
+    run_stage(STAGE, SECTION, artifacts, Workspace(folder, Killer()))
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +87,21 @@ def evaluation(workspace: Workspace) -> dict[str, object]:
     return found
 
 
-def test_four_systems_and_the_best(tiny_base: Path, dataset: Path, tmp_path: Path) -> None:
-    section = SECTION.model_copy(update={"target": Target(value=0.9)})
-    workspace = run(section, tiny_base, dataset, tmp_path / "w")
-    found = json.loads((workspace.path / "evaluation.json").read_bytes())
-    names = [f"{form}/{way}" for form in ("zero-shot", "few-shot") for way in section.scoring]
+@pytest.fixture(scope="module")
+def whole(tiny_base: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A run of SECTION that nothing interrupted."""
+    return run(SECTION, tiny_base, dataset, tmp_path_factory.mktemp("whole"))
+
+
+def test_four_systems_and_the_best(dataset: Path, whole: Workspace) -> None:
+    found = json.loads((whole.path / "evaluation.json").read_bytes())
+    names = [f"{form}/{way}" for form in ("zero-shot", "few-shot") for way in SECTION.scoring]
     assert list(found["systems"]) == [*names, LINEAR]
     scores = {name: found["systems"][name]["metrics"]["accuracy"] for name in names}
     assert scores[found["best_system"]] == max(scores.values())
     assert found["systems"][LINEAR]["metrics"]["accuracy"] > max(scores.values())
     assert found["target"]["verdict"] == "fine-tune"
-    table = pq.read_table(workspace.path / "answers.parquet").to_pylist()
+    table = pq.read_table(whole.path / "answers.parquet").to_pylist()
     ids = load_split(dataset, "test")["id"]
     assert [row["id"] for row in table] == list(ids) * 5
     for row in table:
@@ -132,17 +141,13 @@ def test_prompts_hold_the_examples_and_not_the_answer(tiny_base: Path, dataset: 
 
 
 def test_killed_run_resumes_to_the_same_bytes(
-    tiny_base: Path, dataset: Path, tmp_path: Path
+    tiny_base: Path, dataset: Path, whole: Workspace, tmp_path: Path
 ) -> None:
-    whole = run(SECTION, tiny_base, dataset, tmp_path / "whole")
     folder = tmp_path / "killed"
     folder.mkdir()
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED_RUN, str(tiny_base), str(dataset), str(folder)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL
+    killed = child_process(killed_run, tiny_base, dataset, folder)
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     journal = folder / "_scratch" / "replies-zero-shot.jsonl"
     assert 0 < len(journal.read_bytes().splitlines()) < 4
     with journal.open("ab") as stream:
@@ -168,7 +173,7 @@ def test_limited_rows_are_a_seeded_sample(tiny_base: Path, dataset: Path, tmp_pa
 @pytest.mark.parametrize("task", ["chat", "completion"])
 def test_free_text_tasks(tiny_base: Path, tmp_path: Path, task: str) -> None:
     dataset = make_dataset(tmp_path / "data", tiny_base, task=task, train=12, test=9)
-    workspace = run(BaselineSection(few_shot=2), tiny_base, dataset, tmp_path / "w")
+    workspace = run(BaselineSection(few_shot=2, speed_rows=2), tiny_base, dataset, tmp_path / "w")
     found = json.loads((workspace.path / "evaluation.json").read_bytes())
     assert list(found["systems"]) == ["zero-shot/generation", "few-shot/generation"]
     assert found["primary_metric"] == "exact_match"

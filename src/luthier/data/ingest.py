@@ -250,6 +250,6 @@ def make_part(job: Job) -> int:
     try:
         return _ingest.part(job)
     finally:
-        gc.collect()
+        gc.collect(0)  # the part's own: nothing older was made meanwhile
         if collects:
             gc.enable()
