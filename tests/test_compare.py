@@ -133,11 +133,12 @@ def test_the_same_seed_twice_is_one_seed() -> None:
 def project(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project that was trained and evaluated with two seeds, and with another learning rate."""
     folder = tmp_path_factory.mktemp("compared")
-    path = write_project(folder, tiny_base)
+    path = write_project(folder, tiny_base, train=24)
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     for name in ("baseline", "merge", "export", "accept"):
         del config[name]
     config["sft"]["epochs"] = 1
+    config["evaluate"] = {"speed_rows": 0}
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

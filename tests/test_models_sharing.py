@@ -230,24 +230,45 @@ TRIALS = {
     "lora again": ["sft.learning_rate=0.01"],
     "qlora": ["sft.method=qlora", "sft.lora.r=8"],
 }
-MORE_TRIALS = {
-    "qlora again": ["sft.method=qlora", "sft.lora.r=2"],
-    "embeddings": ["sft.lora.train_embeddings=true"],
-    "whole modules": ["sft.lora.modules_to_save=[norm]"],
+# Each but the last of a base is followed by one that would show what it left behind.
+DPO_TRIALS = {
+    "whole modules": ["sft.lora.train_embeddings=true", "sft.lora.modules_to_save=[norm]"],
+    "packed": TRIALS["packed"],
+    "qlora": ["sft.method=qlora", "sft.lora.r=2"],
+    "lora": TRIALS["lora"],
     "dora": ["sft.lora.use_dora=true", "sft.dtype=bfloat16"],
 }
+# Few, for trainings of several steps each.
+ROWS = {"train": 12, "validation": 3, "test": 3}
+PAIRS = {"train": 6, "validation": 2, "test": 2}
 
 
 @pytest.fixture(scope="module")
 def project(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A config whose trials are sft, dpo and evaluate."""
+    """A config whose trials are sft, dpo and evaluate; beside it one without dpo, and a store
+    where all that trials begin with is made."""
     folder = tmp_path_factory.mktemp("sharing")
-    path = write_project(folder, tiny_base, train=24, test=8)
+    path = write_project(folder, tiny_base, train=ROWS["train"], test=ROWS["test"])
+    rows = folder / "validation.jsonl"
+    kept = rows.read_text(encoding="utf-8").splitlines(keepends=True)[: ROWS["validation"]]
+    rows.write_text("".join(kept), encoding="utf-8")
     config = read_dpo_config(path)
-    add_preferences(config, folder, {"train": 12, "validation": 6, "test": 6})
-    config["dpo"] = {"learning_rate": 1e-3, "epochs": 1, "per_device_batch_size": 6}
-    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    config["sft"] |= {"epochs": 1, "per_device_batch_size": 4}
+    config["evaluate"] = {"speed_rows": 0, "max_new_tokens": 4}
+    config["gates"]["validation-improves"] = "warn"
+    _write(folder / "sft.yaml", config)
+    add_preferences(config, folder, PAIRS)
+    config["dpo"] = {"learning_rate": 1e-3, "epochs": 1, "per_device_batch_size": 3}
+    _write(path, config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for stage in ("base", "prepare", "preferences"):
+            Pipeline(load_run(path.name, []), Store(Path("begun"))).run_stage(stage)
     return path
+
+
+def _write(path: Path, config: dict[str, Any]) -> None:
+    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
 def _trial(config: Path, store: str, overrides: list[str]) -> dict[str, str]:
@@ -259,6 +280,8 @@ def _trial(config: Path, store: str, overrides: list[str]) -> dict[str, str]:
 def _compare(config: Path, trials: dict[str, list[str]], loads: list[Path]) -> tuple[int, int]:
     """Run the trials each alone, then sharing a base; how many loads each took."""
     one, other = (f"{config.stem}-{store}" for store in ("alone", "shared"))
+    for store in (one, other):
+        shutil.copytree("begun", store)
     alone = {name: _trial(config, one, overrides) for name, overrides in trials.items()}
     count = len(loads)
     loads.clear()
@@ -272,9 +295,6 @@ def test_trials_one_after_another_are_as_each_alone(
     project: Path, monkeypatch: pytest.MonkeyPatch, loads: list[Path]
 ) -> None:
     monkeypatch.chdir(project.parent)
-    config = yaml.safe_load(project.read_text(encoding="utf-8"))
-    without_dpo = {name: config[name] for name in config if name not in ("preferences", "dpo")}
-    Path("sft.yaml").write_text(yaml.safe_dump(without_dpo, sort_keys=False), encoding="utf-8")
     alone, shared = _compare(Path("sft.yaml"), TRIALS, loads)
     assert alone == 2 * len(TRIALS)
     assert shared == 2, "the base in float32 and in NF4; PiSSA changed copies of its weights"
@@ -285,7 +305,6 @@ def test_trials_with_dpo_are_as_each_alone(
     project: Path, monkeypatch: pytest.MonkeyPatch, loads: list[Path]
 ) -> None:
     monkeypatch.chdir(project.parent)
-    trials = {"lora": TRIALS["lora"], "packed": TRIALS["packed"]} | MORE_TRIALS
-    alone, shared = _compare(project, trials, loads)
-    assert alone == 4 * len(trials), "sft, dpo, and evaluate before and after"
+    alone, shared = _compare(project, DPO_TRIALS, loads)
+    assert alone == 4 * len(DPO_TRIALS), "sft, dpo, and evaluate before and after"
     assert shared == 4, "float32, NF4, then float32 again, and bfloat16 in the end"

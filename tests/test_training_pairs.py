@@ -20,6 +20,9 @@ from luthier.training.pair_rows import PairRows
 from luthier.training.reference import ReferenceStore, Scorer
 from pair_cases import pair_job, run_pairs, sft_adapter, token_pairs, write_pairs
 from training_cases import PREFIX, run_job
+from training_watch import light_sessions
+
+__all__ = ["light_sessions"]
 
 
 @pytest.fixture(scope="module")
@@ -193,11 +196,21 @@ def other_weights(model: Any, folder: Path) -> Iterator[None]:
         parameter.data = kept[name]
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.fixture(scope="module", params=["lora", "qlora"])
+def trained(
+    request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, Path]:
+    """A method, an adapter that it made, and one that another training made."""
+    method, folder = request.param, tmp_path_factory.mktemp("trained")
+    one = sft_adapter(tiny_base, folder / "sft", method=method)
+    fields = {"method": method, "learning_rate": 2e-2, "max_steps": 6}
+    return method, one, sft_adapter(tiny_base, folder / "other", **fields)
+
+
 @pytest.mark.parametrize("wrong", ["raw base", "fresh adapter", "other seed"])
 def test_a_wrong_reference_is_caught(
     wrong: str,
-    method: str,
+    trained: tuple[str, Path, Path],
     tiny_base: Path,
     preferences: Path,
     tmp_path: Path,
@@ -207,10 +220,7 @@ def test_a_wrong_reference_is_caught(
     with."""
     import torch
 
-    start = sft_adapter(tiny_base, tmp_path / "sft", method=method)
-    other = sft_adapter(
-        tiny_base, tmp_path / "other", method=method, learning_rate=2e-2, max_steps=6
-    )
+    method, start, other = trained
     right = reference.compute
 
     def planted(scorer: Scorer, *arguments: Any) -> Any:
@@ -220,12 +230,12 @@ def test_a_wrong_reference_is_caught(
         if wrong == "other seed":
             with other_weights(scorer.model, other):
                 return right(scorer, *arguments)
-        trained = {n: p for n, p in scorer.model.named_parameters() if "lora_B" in n}
-        kept = {name: p.data for name, p in trained.items()}
-        for parameter in trained.values():
+        second = {n: p for n, p in scorer.model.named_parameters() if "lora_B" in n}
+        kept = {name: p.data for name, p in second.items()}
+        for parameter in second.values():
             parameter.data = torch.zeros_like(parameter)
         found = right(scorer, *arguments)
-        for name, parameter in trained.items():
+        for name, parameter in second.items():
             parameter.data = kept[name]
         return found
 

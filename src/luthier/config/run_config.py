@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -95,8 +96,14 @@ def _validated(model: type[SectionT], root: Node, problems: list[Problem]) -> Se
 
 
 def file_model(sections: Mapping[str, type[Section]]) -> type[Section]:
-    """The model of a whole config file, `extends` left out."""
-    assert not set(sections) & set(_RESERVED), "a section has a reserved name"
+    """The model of a whole config file, `extends` left out; the same for the same sections."""
+    return _file_model(tuple(sections.items()))
+
+
+@lru_cache(maxsize=8)  # pydantic takes 50 ms for all sections
+def _file_model(sections: tuple[tuple[str, type[Section]], ...]) -> type[Section]:
+    names = {name for name, _ in sections}
+    assert not names & set(_RESERVED), "a section has a reserved name"
     fields: dict[str, Any] = {
         "name": (Annotated[str, AfterValidator(_checked_name)], _NAME_FIELD),
         "seed": (
@@ -109,7 +116,7 @@ def file_model(sections: Mapping[str, type[Section]]) -> type[Section]:
         ),
     }
     # no default in the schema: an absent section is a stage that does not run
-    fields |= {name: (section, None) for name, section in sections.items()}
+    fields |= {name: (section, None) for name, section in sections}
     return create_model("Config", __base__=Section, **fields)
 
 

@@ -61,12 +61,18 @@ def quick_imports() -> "Iterator[None]":
             torch.compile, importlib.metadata.packages_distributions = compile_now, list_now
     finally:
         if was_on:
-            if gc.get_freeze_count() == 0:
-                # torch 2.13 makes garbage (`fx.wrap`) that holds the frames of whoever imports it,
-                # and so the model that they train: frozen it would never go.
-                gc.collect()
-                gc.freeze()  # once: a full collection is quicker without all that was imported
+            _freeze()
             gc.enable()
+
+
+@cache
+def _freeze() -> None:
+    """Once: a full collection is quicker without all that was imported."""
+    if gc.get_freeze_count() == 0:  # takes 0.1 s when there are many
+        # torch 2.13 makes garbage (`fx.wrap`) that holds the frames of whoever imports it, and so
+        # the model that they train: frozen it would never go.
+        gc.collect()
+        gc.freeze()
 
 
 def _compile_later(

@@ -18,8 +18,7 @@ else:  # trl is imported when the class is made
     _Trainer = object
 
 STATE_NAME = "trainer_state.json"
-# A pickle of arguments that nobody reads, and a card.
-_NOT_KEPT = ("training_args.bin", "README.md")
+_NOT_KEPT = "training_args.bin"  # a pickle that nobody reads
 
 
 class Resuming(_Trainer):  # type: ignore[misc]
@@ -31,6 +30,8 @@ class Resuming(_Trainer):  # type: ignore[misc]
         if not hasattr(self.model, "peft_config"):
             super()._save(output_dir, state_dict)
             return
+        # PEFT would write a model card into every checkpoint, which takes as long as the weights.
+        self.model.create_or_update_model_card = lambda _: None
         # transformers leaves PEFT to choose, which stores whole embeddings beside their adapter.
         self.model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
 
@@ -45,8 +46,7 @@ class Resuming(_Trainer):  # type: ignore[misc]
             return
         step = self.state.global_step
         unsealed = Path(self.args.output_dir) / f"checkpoint-{step}"
-        for name in _NOT_KEPT:
-            (unsealed / name).unlink(missing_ok=True)
+        (unsealed / _NOT_KEPT).unlink(missing_ok=True)
         seal_checkpoint(
             unsealed,
             self._plan.checkpoints,
