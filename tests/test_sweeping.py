@@ -157,7 +157,7 @@ def test_a_stop_keeps_what_is_done_and_the_end_is_the_same(again: Path) -> None:
         shutil.rmtree(Path("artifacts") / folder)
     stops = 0
     while True:
-        stopping = bench(again, _StopsAt(13))
+        stopping = bench(again, _StopsAt(11))
         assert isinstance(stopping.reporter, _StopsAt)
         stopping.reporter.stop = stopping.stop
         try:

@@ -47,7 +47,7 @@ def write(folder: Path, base: Path, address: str) -> Path:
         sampler="random",
     )
     config = read(path)
-    config["sft"] |= {"epochs": 12}
+    config["sft"] |= {"epochs": 24}
     rewrite(path, config)
     return path
 
