@@ -10,15 +10,13 @@ import pytest
 from luthier.children import end_child, start_child
 
 SOURCE = Path(__file__).parent.parent / "src" / "luthier"
+WAITS_FOR_ITS_INPUT = "import sys; sys.stdin.read(); sys.exit(7)"
+SLEEPS = "import time; time.sleep(600)"
 
 
 @pytest.fixture(autouse=True)
 def warm_children() -> None:
     """None: what is tested here is how a process starts."""
-
-
-WAITS_FOR_ITS_INPUT = "import sys; sys.stdin.read(); sys.exit(7)"
-SLEEPS = "import time; time.sleep(600)"
 
 
 def test_files_of_the_current_folder_are_not_imported(
@@ -58,6 +56,6 @@ def test_all_children_are_started_in_one_place() -> None:
     starting = {
         str(path.relative_to(SOURCE))
         for path in SOURCE.rglob("*.py")
-        if re.search(r"Popen\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if re.search(r"\bPopen\(", path.read_text(encoding="utf-8"))
     }
     assert starting == {"children.py"}

@@ -149,7 +149,7 @@ def _become(start: Start) -> None:
     os.chdir(start.folder)
     os.environ.clear()
     os.environ.update(start.environment)
-    sys.path[:0] = start.environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = filter(None, start.environment.get("PYTHONPATH", "").split(os.pathsep))
     sys.argv = list(start.arguments)
     # Its own children are warm too, and of the same server.
     children.Popen = WarmPopen  # type: ignore[misc]
