@@ -137,3 +137,16 @@ def test_a_second_ctrl_c_stops_at_once_with_exit_4(first: signal.Signals) -> Non
         _, errors = process.communicate(timeout=10)
     assert process.returncode == 4
     assert "Ctrl-C again stops at once" in errors
+
+
+def test_no_library_draws_bars_of_its_own_whoever_loads_tqdm_first() -> None:
+    script = (
+        "from luthier.cli import call\ncall(['--help'])\nfrom tqdm.auto import tqdm\n"
+        "from luthier.models.libraries import quiet_libraries\n"
+        "quiet_libraries()\nfor _ in tqdm(range(3)):\n    pass"
+    )
+    environment = {name: os.environ[name] for name in os.environ if name != "TQDM_DISABLE"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "3/3" not in done.stderr

@@ -1,6 +1,7 @@
 """The `luthier` command: one command a stage, the whole pipeline, and views of the store."""
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -271,6 +272,8 @@ def _options(
 
 def call(arguments: Sequence[str]) -> int:
     """Run one command line; the exit code. Users' errors are one message, never a traceback."""
+    # tqdm reads it when it is imported, which optuna, for one, does before `quiet_libraries`.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     _add_stage_commands()
     try:
         left = app(args=list(arguments) or ["--help"], prog_name="luthier", standalone_mode=False)
