@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -85,7 +84,6 @@ def train_here(
     signal_after: tuple[int, signal.Signals] | None = None,
 ) -> None:
     """Train in this process; `signal_after` (n, signal): send it here at the n-th step's end."""
-    assert "training_preload" in sys.modules, "the fork server says nothing when it cannot import"
     from luthier.training.launch import train_in_processes
     from luthier.training.session import train
 

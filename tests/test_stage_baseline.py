@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from endpoint_cases import FaultyProxy, answer
 from evaluation_cases import SEED, artifact, base_artifact, make_dataset, run_stage
-from kill_cases import child_process
 from luthier.data.dataset import load_split, read_info
 from luthier.evaluation.endpoint_section import Endpoint
 from luthier.evaluation.nearest import NearestExamples
@@ -30,6 +29,7 @@ from luthier.models.loading import load_tokenizer
 from luthier.progress import Reporter, Task
 from luthier.stages.baseline import STAGE, BaselineSection, Target
 from luthier.store.artifact import Workspace
+from warm_children import child_process
 
 SECTION = BaselineSection(few_shot=4, target=Target(value=0.9))
 OUTPUTS = ("answers.parquet", "evaluation.json")

@@ -48,9 +48,16 @@ def child_process(
     """A started child of the fork server, which calls `target`."""
     running_server()
     context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=target, args=arguments, kwargs=options)
+    process = context.Process(target=_call, args=(target, arguments, options))
     process.start()
     return process
+
+
+def _call(
+    target: Callable[..., None], arguments: Sequence[Any], options: Mapping[str, Any]
+) -> None:
+    assert PRELOADED in sys.modules, "the fork server says nothing when it cannot import"
+    target(*arguments, **options)
 
 
 def join(process: ForkServerProcess) -> None:
@@ -139,7 +146,6 @@ RUN = {"-m": run_module, "-P": run_script}
 
 
 def _become(start: Start) -> None:
-    assert PRELOADED in sys.modules, "the fork server says nothing when it cannot import"
     if start.new_session:
         os.setsid()
     for number, stream in enumerate(start.streams):
